@@ -20,7 +20,7 @@ WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _NOT_ON_A_LINE = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates, line separators
 
 
-class Unaccepted(ValueError):  # noqa: N818  (a verdict, caught one level up)
+class Unaccepted(ValueError):
     """The value is of the wrong type, out of range, or not one of the words. Never leaves `config.py`."""
 
 

@@ -47,7 +47,7 @@ def test_details_of_an_error_travel_along() -> None:
 
 
 def test_error_private_to_a_package_travels_as_its_public_base() -> None:
-    class FileNotThere(MemberError):  # noqa: N818
+    class FileNotThere(MemberError):
         pass
 
     reply = api.error_reply(FileNotThere("no file", member="m1"))
