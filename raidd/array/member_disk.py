@@ -37,6 +37,7 @@ Names = list[str]
 
 FOLDERS = ("config", "journal", "quarantine", "segments", "tmp")  # format.md, "The member folder"
 CANARY_SIZE = 4096
+LOCK_SIZE = 256  # the holder's record is rewritten in place, so it needs no room on a full disk
 
 
 class FileNotThere(MemberError):
