@@ -26,8 +26,10 @@ from raidd.errors import MemberAway, MemberFaulty, RaiddError
 _MEMBER = re.compile(r"raidd-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\Z")
 _UNBORN = re.compile(r"\.raidd-new-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _TRASH = re.compile(r"(\.Trash(-\d+|es)?|\$RECYCLE\.BIN|System Volume Information|\.fseventsd|\.Spotlight-V100)\Z")
-_NO_DISKS = """proc sysfs cgroup cgroup2 devpts devtmpfs securityfs debugfs tracefs pstore bpf configfs fusectl
-mqueue hugetlbfs autofs binfmt_misc rpc_pipefs nsfs efivarfs selinuxfs fuse.portal fuse.gvfsd-fuse""".split()
+_NO_DISK = re.compile(
+    "proc|sysfs|cgroup2?|devpts|devtmpfs|securityfs|debugfs|tracefs|pstore|bpf|configfs|fusectl|mqueue|hugetlbfs|autofs"
+    "|binfmt_misc|rpc_pipefs|nsfs|efivarfs|selinuxfs|fuse\\.portal|fuse\\.gvfsd-fuse"
+)
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
@@ -63,7 +65,7 @@ def _unescaped(field: bytes) -> str:
 
 def host_mounts() -> list[str]:
     """Folders where a disk may be mounted, sorted; the kernel's own file systems are left out."""
-    return sorted({mount.folder for mount in mounts() if mount.filesystem not in _NO_DISKS})
+    return sorted({mount.folder for mount in mounts() if not _NO_DISK.fullmatch(mount.filesystem)})
 
 
 def find_member_folders(folders: Iterable[str]) -> list[tuple[str, UUID]]:
