@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -45,13 +45,12 @@ class LabelUnsupported(LabelInvalid):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One member's label. ``extra``: keys of a later minor version, carried along. ValueError: not of this roster."""
+    """One member's label. ValueError if its roster does not know the member."""
 
     member: UUID
     roster: Roster
     format: str = FORMAT
     requires: tuple[str, ...] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.roster.find(self.member) is None:
@@ -62,14 +61,15 @@ class Label:
         """The member's slot, as its roster has it."""
         return self.roster.entry(self.member).slot
 
+    @property
+    def extra(self) -> Mapping[str, Any]:
+        """Keys of a later minor version; the roster carries them to every label written from it."""
+        return self.roster.extra
+
     def pack(self) -> bytes:
         """The file's bytes."""
         document = self._document()
         return canonical_json(document | {"crc32c": _checksum(document)})
-
-    def with_roster(self, roster: Roster) -> Label:
-        """This member's label for another roster of the array; keys not known here are kept."""
-        return replace(self, roster=roster)
 
     def _document(self) -> dict[str, Any]:
         own = {"format": self.format, "requires": list(self.requires), "member": str(self.member), "slot": self.slot}
@@ -145,8 +145,7 @@ def _check_understood(document: Mapping[str, Any]) -> None:
 
 
 def _from_document(document: Mapping[str, Any]) -> Label:
-    extra = {key: value for key, value in document.items() if key not in _KEYS}
-    label = Label(_uuid(document["member"]), _roster(document), document["format"], tuple(document["requires"]), extra)
+    label = Label(_uuid(document["member"]), _roster(document), document["format"], tuple(document["requires"]))
     if document["slot"] != label.slot:
         raise ValueError(f"slot {document['slot']} is not the roster's {label.slot}")
     return label
@@ -164,6 +163,7 @@ def _roster(document: Mapping[str, Any]) -> Roster:
         entries=tuple(_entry(each) for each in document["roster"]),
         contact=_text(document["contact"]),
         trial=_flag(document["trial"]),
+        extra={key: value for key, value in document.items() if key not in _KEYS},
     )
 
 

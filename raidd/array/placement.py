@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -101,26 +101,40 @@ def _unprotected(
 
 
 def member_sets(
-    members: Sequence[tuple[UUID, str]], width: int, parity: int, limit: int = SETS_LIMIT
+    members: Sequence[tuple[UUID, str]],
+    width: int,
+    parity: int,
+    limit: int = SETS_LIMIT,
+    sizes_bytes: Sequence[int] | None = None,
 ) -> tuple[tuple[UUID, ...], ...]:
     """At most ``limit`` sets of ``width`` members, drawn from (member, enclosure); the same for the same roster.
 
     At most ``parity`` of a set share an enclosure if there are enclosures enough, else as few as possible. A member
-    without an enclosure tag is one of its own. All members appear in some set. ValueError if there are too few.
+    without an enclosure tag is one of its own. With ``sizes_bytes`` (one a member) larger members are in more sets.
+    All members appear in some set if the enclosures allow it. ValueError if there are too few members.
     """
     if not 1 <= width <= len(members):
         raise ValueError(f"sets of {width} of {len(members)} members")
-    return _member_sets(tuple(members), width, parity, limit)
+    steps = (0,) * len(members) if sizes_bytes is None else tuple(map(_size_step, sizes_bytes))
+    return _member_sets(tuple(members), steps, width, parity, limit)
+
+
+def _size_step(size_bytes: int) -> int:
+    """Sizes in steps of √2: a file system whose size wavers a little (zfs) must not have the sets drawn again."""
+    return round(2 * math.log2(max(1, size_bytes)))
 
 
 @lru_cache(maxsize=64)
-def _member_sets(members: tuple[tuple[UUID, str], ...], width: int, parity: int, limit: int) -> _Sets:
+def _member_sets(
+    members: tuple[tuple[UUID, str], ...], steps: tuple[int, ...], width: int, parity: int, limit: int
+) -> _Sets:
     enclosures = {member: enclosure or str(member) for member, enclosure in members}
     most = _most_of_one(enclosures, width, parity)
     if math.comb(len(members), width) <= limit:
         every = combinations((member for member, _ in members), width)
         return tuple(each for each in every if _spread(each, enclosures) <= most)
-    return _balanced_sets(enclosures, width, most, limit)
+    sizes = {member: 2.0 ** ((step - max(steps)) / 2) for (member, _), step in zip(members, steps, strict=True)}
+    return _balanced_sets(enclosures, _wanted_shares(sizes, width), most, limit)
 
 
 def _most_of_one(enclosures: dict[UUID, str], width: int, parity: int) -> int:
@@ -133,16 +147,15 @@ def _spread(members: Sequence[UUID], enclosures: dict[UUID, str]) -> int:
     return max(Counter(enclosures[member] for member in members).values())
 
 
-def _balanced_sets(enclosures: dict[UUID, str], width: int, most: int, limit: int) -> _Sets:
-    """Sets made one after the other from the members used least so far, in another order each round."""
+def _balanced_sets(enclosures: dict[UUID, str], shares: dict[UUID, float], most: int, limit: int) -> _Sets:
+    """Sets made one after the other from the members furthest behind their share, ties in another order each time."""
+    width = round(sum(shares.values()))
     uses = dict.fromkeys(enclosures, 0)
     found: dict[frozenset[UUID], tuple[UUID, ...]] = {}
     for turn in range(4 * limit):
-        order = sorted(uses, key=lambda member: (uses[member], _rank(turn, member)))
+        order = sorted(uses, key=lambda member: ((uses[member] + 1) / shares[member], _rank(turn, member)))
         chosen = _fill(order, enclosures, width, most)
-        if frozenset(chosen) in found:
-            continue
-        found[frozenset(chosen)] = tuple(member for member in enclosures if member in chosen)
+        found.setdefault(frozenset(chosen), tuple(member for member in enclosures if member in chosen))
         for member in chosen:
             uses[member] += 1
         if len(found) == limit:
@@ -173,12 +186,17 @@ def _usable_sets(
 ) -> Sequence[tuple[UUID, ...]]:
     """The roster's sets that are wholly up and roomy; new ones if these leave a usable member out."""
     if sets is None:
-        sets = member_sets([(each.member, each.enclosure) for each in places], geometry.n, geometry.m)
+        sets = _sets_of(places, geometry)
     members = {each.member for each in roomy}
-    usable = [each for each in sets if members.issuperset(each)]
+    usable = [each for each in sets if len(each) == geometry.n and members.issuperset(each)]
     if members == {member for each in usable for member in each}:
         return usable
-    return member_sets([(each.member, each.enclosure) for each in roomy], geometry.n, geometry.m)
+    return _sets_of(roomy, geometry)
+
+
+def _sets_of(places: Sequence[Place], geometry: Geometry) -> _Sets:
+    members = [(each.member, each.enclosure) for each in places]
+    return member_sets(members, geometry.n, geometry.m, sizes_bytes=[each.size_bytes for each in places])
 
 
 def _draw(sets: Sequence[tuple[UUID, ...]], roomy: Sequence[Place], random: Random) -> tuple[UUID, ...]:
@@ -190,13 +208,13 @@ _ROUNDS = 6
 _LEAST_SHARE = 1e-6
 
 
-def set_weights(sets: Sequence[tuple[UUID, ...]], free_bytes: dict[UUID, int]) -> list[float]:
+def set_weights(sets: Sequence[tuple[UUID, ...]], free_bytes: Mapping[UUID, int]) -> list[float]:
     """Weights of the sets under which each member's share of the shards comes near its share of the free space.
 
     Each weight starts as the product of its members' odds (conditional Poisson sampling, Hájek 1964) and is then
     scaled a few times by wanted over expected shares (iterative proportional fitting).
     """
-    wanted = _wanted_shares(free_bytes, len(sets[0]))
+    wanted = _wanted_shares({member: max(1, free) for member, free in free_bytes.items()}, len(sets[0]))
     logs = {member: math.log(share / (1 - share)) for member, share in wanted.items()}
     weights = _normalised([sum(logs[member] for member in each) for each in sets])
     for _ in range(_ROUNDS):
@@ -210,13 +228,13 @@ def set_weights(sets: Sequence[tuple[UUID, ...]], free_bytes: dict[UUID, int]) -
     return weights
 
 
-def _wanted_shares(free_bytes: dict[UUID, int], width: int) -> dict[UUID, float]:
-    """The probability with which each member should be in a set: proportional to its free space, at most 1."""
+def _wanted_shares(room: Mapping[UUID, float], width: int) -> dict[UUID, float]:
+    """The probability with which each member should be in a set of ``width``: proportional to its room, at most 1."""
     shares: dict[UUID, float] = {}
-    left, total = float(width), float(sum(max(1, free) for free in free_bytes.values()))
-    for member, free in sorted(free_bytes.items(), key=lambda item: -item[1]):
-        share = min(1.0, left * max(1, free) / total)
-        left, total = left - share, total - max(1, free)
+    left, total = float(width), float(sum(room.values()))
+    for member, each in sorted(room.items(), key=lambda item: -item[1]):
+        share = min(1.0, left * each / total)
+        left, total = left - share, total - each
         shares[member] = min(max(share, _LEAST_SHARE), 1 - _LEAST_SHARE)
     return shares
 

@@ -118,7 +118,11 @@ class RosterEntry:
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """All that the members agree on. ``history``: hashes of the last 256 rosters, newest first; epochs start at 1."""
+    """All that the members agree on. ``history``: hashes of the last 256 rosters, newest first; epochs start at 1.
+
+    ``extra``: keys that a later minor version has on its labels. They are array-wide by rule (what is one member's
+    goes into its entry), so that each label written here carries them along.
+    """
 
     array: UUID
     array_name: str
@@ -129,6 +133,7 @@ class Roster:
     entries: tuple[RosterEntry, ...]
     contact: str = ""
     trial: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "array_name", clean_text(self.array_name))
@@ -264,8 +269,8 @@ def apply(roster: Roster, member: UUID, event: RosterEvent, presence: Presence |
     transition, RequestUnknown if there is no such member.
     """
     entry = roster.entry(member)
-    if event is RosterEvent.ONLINE and roster.taken(entry):
-        event = RosterEvent.RETURN
+    if event in (RosterEvent.ONLINE, RosterEvent.RETURN):  # which of the two is not for the caller to choose
+        event = RosterEvent.RETURN if roster.taken(entry) else RosterEvent.ONLINE
     changed = {member: _moved(entry, event, presence)}
     if event is RosterEvent.RETIRE:
         _check_removal(roster, entry)
