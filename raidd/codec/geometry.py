@@ -16,7 +16,7 @@ Pure: no I/O, no clock. Wrong numbers from a caller are ValueError; an operator'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raidd.errors import RequestRefused
@@ -252,9 +252,9 @@ def _offer(level: Level, sizes_bytes: Sequence[int]) -> LevelOffer:
 
 def usable_bytes(geometry: Geometry, sizes_bytes: Sequence[int]) -> int:
     """Payload that fits on disks of these sizes: full width first, then narrower on what the larger ones have left."""
-    depth = _deepest(geometry.n, sizes_bytes)
-    usable = geometry.k * depth
-    left = sorted(size - depth for size in sizes_bytes if size > depth)
+    shard_bytes = _full_width_bytes(geometry.n, sizes_bytes)
+    usable = geometry.k * shard_bytes
+    left = sorted(size - shard_bytes for size in sizes_bytes if size > shard_bytes)  # fewer than a full width
     floor = 0
     for index, size in enumerate(left):
         k = min(geometry.k, len(left) - index - geometry.m)
@@ -263,13 +263,16 @@ def usable_bytes(geometry: Geometry, sizes_bytes: Sequence[int]) -> int:
     return usable
 
 
-def _deepest(width: int, sizes_bytes: Sequence[int]) -> int:
-    """The most segments (in bytes a shard) of ``width`` distinct disks: the largest d with Σ min(size, d) ≥ width·d."""
-    enough: Callable[[int], bool] = lambda d: sum(min(size, d) for size in sizes_bytes) >= width * d  # noqa: E731
-    low, high = 0, max(sizes_bytes)
+def _full_width_bytes(width: int, sizes_bytes: Sequence[int]) -> int:
+    """The most to write a shard, always on ``width`` distinct disks: the largest d with Σ min(size, d) ≥ width·d.
+
+    No disk takes more than one shard of a segment, so none can give more than d; that bound is reached.
+    """
+    low, high = 0, sum(sizes_bytes) // width
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if enough(middle) else (low, middle - 1)
+        fits = sum(min(size, middle) for size in sizes_bytes) >= width * middle
+        low, high = (middle, high) if fits else (low, middle - 1)
     return low
 
 

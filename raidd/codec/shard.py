@@ -264,7 +264,7 @@ def parse_prefix(data: Buffer) -> Prefix:
         raise ShardDamaged("checksum table: its checksum does not fit")
     if crc32c(manifest_packed) != head.manifest_crc:
         raise ShardDamaged("manifest: its checksum does not fit")
-    if any(view[end : head.prefix_length]):
+    if bytes(view[end : head.prefix_length]).count(0) != head.prefix_length - end:
         raise ShardDamaged("bytes before the body are not zero")
     return Prefix(head, table, manifest_packed)
 
