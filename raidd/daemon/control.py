@@ -2,8 +2,8 @@
 
 Nothing is decided here: each path checks the role, calls one method of `Services` in a worker thread and turns its
 answer, or its `RaiddError`, into what `api.py` says. The event loop never waits for a disk, a hung call costs
-a thread of its own kind only: looking, changing and streaming have separate limits, so that `status` answers while
-forty downloads hang. A call whose client has gone is abandoned, its iterator closed as soon as it comes back.
+a thread of its own kind only: status, looking, changing and streaming have separate limits, so that `status` answers
+while everything else hangs. A call whose client has gone is abandoned, its iterator closed as soon as it comes back.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import anyio.to_thread
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
 import raidd
@@ -26,7 +27,8 @@ from raidd.daemon.peer import ADMIN_GROUP, Peer, Role, Roles
 from raidd.daemon.streams import BodyLimit, ContentResponse, ImageContent, LinesResponse, first_chunk
 from raidd.errors import PermissionRefused, RaiddError, RequestRefused, RequestUnknown
 
-LOOKS: Final = 24  # calls in threads at one time
+STATUSES: Final = 4  # calls in threads at one time
+LOOKS: Final = 24
 CHANGES: Final = 4
 STREAMS: Final = 64
 BODY_LIMIT: Final = 16 << 20  # the longest request: verify with 200,000 UIDs
@@ -74,19 +76,19 @@ def build_app(services: Services, *, roles: Roles | None = None, log: EventLog |
     app.add_middleware(BodyLimit, limit_bytes=BODY_LIMIT)
     _answer_errors(app)
     looking = _caller(LOOKS)
-    _add_looking(app, services, looking)
+    _add_looking(app, services, _caller(STATUSES), looking)
     _add_streams(app, services, looking, log)
-    _add_changing(app, services, _actor_of(roles or Roles(), looking, log))
+    _add_changing(app, services, _actor_of(roles or Roles(), _caller(CHANGES), log))
     return app
 
 
 # --- looking ----------------------------------------------------------------------------------------------------------
 
 
-def _add_looking(app: FastAPI, services: Services, call: Call) -> None:
+def _add_looking(app: FastAPI, services: Services, status_call: Call, call: Call) -> None:
     @app.get(api.STATUS)
     async def status() -> api.Status:
-        return await call(services.status)  # type: ignore[no-any-return]
+        return await status_call(services.status)  # type: ignore[no-any-return]
 
     @app.get(api.IMAGES)
     async def images(search: Annotated[api.ImageSearch, Query()]) -> api.ImageList:
@@ -109,8 +111,8 @@ def _add_streams(app: FastAPI, services: Services, call: Call, log: EventLog) ->
     limiter = anyio.CapacityLimiter(STREAMS)
     lines = partial(LinesResponse, limiter=limiter, log=log)
 
-    # Before IMAGE, whose {uid} would swallow it: a UID may hold anything, a slash too.
-    @app.get(_with_any_uid(api.IMAGE_CONTENT), response_class=ContentResponse)
+    # Before IMAGE, whose {uid} would swallow it.
+    @app.get(_with_any_uid(api.IMAGE_CONTENT), status_code=200, response_class=ContentResponse)
     async def content(uid: str, version: int | None = None) -> Response:
         found = await call(services.content, uid, version)
         chunks = await first_chunk(found, limiter)  # what cannot be read at all is still a proper error
@@ -120,17 +122,17 @@ def _add_streams(app: FastAPI, services: Services, call: Call, log: EventLog) ->
     async def image(uid: str, version: int | None = None) -> api.ImageInfo:
         return await call(services.image, uid, version)  # type: ignore[no-any-return]
 
-    @app.post(api.VERIFY, response_class=LinesResponse, responses=_lines_of(api.VerifyProgress | api.VerifyResult))
+    @app.post(api.VERIFY, **_lines_of(api.VerifyProgress | api.VerifyResult))
     async def verify(request: api.VerifyRequest) -> Response:
         if request.all == bool(request.uids):
             raise RequestRefused("Verify takes either UIDs or all, one of the two.")
         return lines(await call(services.verify, request))
 
-    @app.post(api.WAIT, response_class=LinesResponse, responses=_lines_of(api.WaitProgress | api.WaitResult))
+    @app.post(api.WAIT, **_lines_of(api.WaitProgress | api.WaitResult))
     async def wait(request: api.WaitRequest) -> Response:
         return lines(await call(services.wait, request))
 
-    @app.get(api.CATALOG_CHECK, response_class=LinesResponse, responses=_lines_of(api.CheckProgress | api.CheckResult))
+    @app.get(api.CATALOG_CHECK, **_lines_of(api.CheckProgress | api.CheckResult))
     async def check_catalog() -> Response:
         return lines(await call(services.check_catalog))
 
@@ -208,8 +210,11 @@ def _answer_errors(app: FastAPI) -> None:
         return _reply(error.status_code, _usage(unknown))
 
     @app.exception_handler(Exception)
-    async def bug(_: Request, error: Exception) -> JSONResponse:  # the server's log gets the traceback
-        return _reply(500, api.error_reply(RaiddError(f"Internal error: {type(error).__name__}: {error}")))
+    async def bug(_: Request, error: Exception) -> JSONResponse:
+        """Raised again after this answer: uvicorn logs the traceback and closes the connection."""
+        reply = _reply(500, api.error_reply(RaiddError(f"Internal error: {type(error).__name__}: {error}")))
+        reply.headers["Connection"] = "close"
+        return reply
 
 
 def _usage(error: RaiddError) -> api.ErrorReply:
@@ -233,9 +238,22 @@ def _caller(limit: int) -> Call:
     return call
 
 
+class _AnyUid(StringConvertor):
+    """A UID may hold anything, a slash or a line end too: what was taken in is given back."""
+
+    regex = r"[\s\S]+"
+
+
 def _with_any_uid(path: str) -> str:
-    return path.replace("{uid}", "{uid:path}")
+    register_url_convertor("uid", _AnyUid())
+    return path.replace("{uid}", "{uid:uid}")
 
 
-def _lines_of(models: Any) -> dict[int | str, dict[str, Any]]:
-    return {200: {"model": models, "description": "JSON Lines; the last has done = true, or is an ErrorReply"}}
+def _lines_of(models: Any) -> dict[str, Any]:
+    """What the OpenAPI document says of a path that answers in lines."""
+    text = "JSON Lines; the last has done = true, or is an ErrorReply"
+    return {
+        "status_code": 200,
+        "response_class": LinesResponse,
+        "responses": {200: {"model": models, "description": text}},
+    }
