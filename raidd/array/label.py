@@ -146,7 +146,7 @@ def _check_understood(document: Mapping[str, Any]) -> None:
 
 def _from_document(document: Mapping[str, Any]) -> Label:
     label = Label(_uuid(document["member"]), _roster(document), document["format"], tuple(document["requires"]))
-    if document["slot"] != label.slot:
+    if _slot(document["slot"]) != label.slot:
         raise ValueError(f"slot {document['slot']} is not the roster's {label.slot}")
     return label
 
@@ -168,10 +168,9 @@ def _roster(document: Mapping[str, Any]) -> Roster:
 
 
 def _entry(document: Mapping[str, Any]) -> RosterEntry:
-    slot = document["slot"]
     return RosterEntry(
         member=_uuid(document["member"]),
-        slot=None if slot is None else _integer(slot),
+        slot=_slot(document["slot"]),
         state=MemberState(document["state"]),
         enclosure=_text(document["enclosure"]),
         bay=_text(document["bay"]),
@@ -199,6 +198,10 @@ def _integer(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{value!r} is not a whole number")
     return value
+
+
+def _slot(value: object) -> int | None:
+    return None if value is None else _integer(value)
 
 
 def _flag(value: object) -> bool:
