@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import combinations
+from itertools import combinations, count
 from random import Random
 from uuid import UUID
 
@@ -140,7 +140,7 @@ def _member_sets(
 def _most_of_one(enclosures: dict[UUID, str], width: int, parity: int) -> int:
     """The least number ≥ parity that lets a set be filled with no more than so many of one enclosure."""
     sizes = Counter(enclosures.values()).values()
-    return next(most for most in range(max(1, parity), width + 1) if sum(min(most, size) for size in sizes) >= width)
+    return next(most for most in count(max(1, parity)) if sum(min(most, size) for size in sizes) >= width)
 
 
 def _spread(members: Sequence[UUID], enclosures: dict[UUID, str]) -> int:
