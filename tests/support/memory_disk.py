@@ -237,8 +237,9 @@ class MemoryDisk(MemberDisk):
         with self.lock:
             self.boots += 1
             if random is not None:
+                kept = random.choice((0.2, 0.5, 0.9, 1.0))
                 for change in self._pending:  # in order; any subset may have reached the platter
-                    if random.random() < 0.5:
+                    if random.random() < kept:
                         change.apply()
             self._pending = []
             self._visit(self._root, lambda node: _restart(node, random), durable=True)
