@@ -131,7 +131,10 @@ class Erasure:
         return {index: (encoded[index] if index >= k else pieces[index]).toreadonly() for index in missing}
 
     def _decode(self, pieces: dict[int, memoryview], lost_data: list[int]) -> dict[int, memoryview]:
-        """All lost data pieces. Each present data piece stands at its own number, so that zfec swaps nothing."""
+        """All lost data pieces (zfec cannot be asked for some of them).
+
+        Each present data piece stands at its own number, so that zfec swaps nothing.
+        """
         k = self.geometry.k
         spares = iter(sorted(index for index in pieces if index >= k))
         numbers = [index if index in pieces else next(spares) for index in range(k)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raidd.codec.geometry import (
@@ -37,6 +37,7 @@ def test_geometry_outside_the_limits_is_refused(k: int, m: int) -> None:
         Geometry(k, m)
 
 
+@settings(deadline=None)
 @given(st.integers(1, PAYLOAD_LIMIT), st.integers(1, 31))
 def test_shards_hold_the_payload_with_less_than_a_page_each_to_spare(payload_length: int, k: int) -> None:
     length = shard_length(payload_length, k)
@@ -57,6 +58,7 @@ def test_last_block_may_be_short(length: int, blocks: int) -> None:
     assert block_count(length) == blocks
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5000), st.integers(0, 5000), st.integers(1, 700))
 def test_extents_tile_the_range_in_order(offset: int, length: int, shard: int) -> None:
     position = offset
@@ -180,6 +182,7 @@ def test_mixed_sizes_are_used_as_far_as_narrow_segments_reach(
     assert usable_bytes(geometry, sizes) == usable
 
 
+@settings(deadline=None)
 @given(geometries, st.data())
 def test_usable_space_never_exceeds_what_the_disks_hold(geometry: Geometry, data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(1, 1000), min_size=geometry.n, max_size=WIDTH_LIMIT))
@@ -190,6 +193,7 @@ def test_usable_space_never_exceeds_what_the_disks_hold(geometry: Geometry, data
 # Narrow writes
 
 
+@settings(deadline=None)
 @given(geometries, st.integers(0, 32), st.integers(0, 32))
 def test_narrow_follows_the_rule_of_the_design(target: Geometry, up: int, roomy: int) -> None:
     roomy = min(up, roomy)
@@ -203,6 +207,7 @@ def test_narrow_follows_the_rule_of_the_design(target: Geometry, up: int, roomy:
         assert found == Geometry(min(target.k, roomy - parity), parity)
 
 
+@settings(deadline=None)
 @given(geometries, st.integers(0, 32), st.integers(0, 32))
 def test_narrow_fits_on_the_members_with_room_and_survives_what_the_target_does(
     target: Geometry, up: int, roomy: int
@@ -213,12 +218,14 @@ def test_narrow_fits_on_the_members_with_room_and_survives_what_the_target_does(
         assert found.m == min(target.m, up - 1)
 
 
+@settings(deadline=None)
 @given(geometries, st.integers(0, 32))
 def test_nothing_is_narrowed_while_a_full_width_is_up_and_roomy(target: Geometry, more: int) -> None:
     up = min(target.n + more, WIDTH_LIMIT)
     assert narrow(target, up, target.n) == target
 
 
+@settings(deadline=None)
 @given(geometries, st.integers(2, 32), st.integers(1, 31))
 def test_fullness_never_lowers_parity(target: Geometry, up: int, roomy: int) -> None:
     found = narrow(target, up, min(up, roomy))

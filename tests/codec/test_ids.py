@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raidd.codec.ids import RANDOM_BITS, TIME_LIMIT_MS, id_time_ms, next_id
@@ -20,6 +20,7 @@ def test_layout_is_that_of_the_example_in_rfc_9562_appendix_a6() -> None:
     assert next_id(0x017F22E279B0, None, random_bits) == UUID("017f22e2-79b0-7cc3-98c4-dc0c0c07398f")
 
 
+@settings(deadline=None)
 @given(times, randoms)
 def test_an_id_carries_its_time_version_and_variant(now_ms: int, random_bits: int) -> None:
     identifier = next_id(now_ms, None, random_bits)
@@ -28,6 +29,7 @@ def test_an_id_carries_its_time_version_and_variant(now_ms: int, random_bits: in
     assert identifier.variant == "specified in RFC 4122"
 
 
+@settings(deadline=None)
 @given(times, randoms, times, randoms)
 def test_ids_rise_whatever_the_clock_does(first_ms: int, first: int, second_ms: int, second: int) -> None:
     last = next_id(first_ms, None, first)

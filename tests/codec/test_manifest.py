@@ -18,7 +18,7 @@ from raidd.codec import manifest as manifest_module
 from raidd.codec.geometry import IMAGES_LIMIT, INFLATED_LIMIT, MANIFEST_LIMIT, PAYLOAD_LIMIT, Geometry
 from raidd.codec.manifest import STRUCTURE_LIMIT, Manifest, ManifestImage
 from raidd.errors import ShardDamaged
-from tests.support.sample_segment import member_ids, sample_image, sample_segment
+from tests.support.sample_segment import member_ids, payload_bytes, sample_image, sample_segment
 
 MIB = 1 << 20
 DIGEST = "ab" * 32
@@ -239,6 +239,12 @@ def test_what_a_reader_would_refuse_is_not_written() -> None:
 def test_as_many_images_as_the_limit_are_written_and_read() -> None:
     images = tuple(sample_image(number, 0, b"first") for number in range(IMAGES_LIMIT))
     assert len(Manifest.parse(sample(images=images).pack()).images) == IMAGES_LIMIT
+
+
+def test_a_manifest_that_does_not_compress_into_the_limit_is_not_written() -> None:
+    image = sample_image(1, 0, b"first", identity={"noise": payload_bytes(10 * MIB).hex()})
+    with pytest.raises(ValueError, match=f"{MANIFEST_LIMIT} are allowed"):
+        sample(images=(image,)).pack()
 
 
 def test_an_identity_too_large_to_read_back_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from crc32c import crc32c
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raidd.codec.geometry import MANIFEST_LIMIT, PAYLOAD_LIMIT, PREFIX_LIMIT, Geometry
@@ -163,6 +163,7 @@ def test_no_head_is_written_that_would_not_be_read(changes: dict[str, Any]) -> N
         replace(HEAD, **values).pack()
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from([name for name in FIELDS if name not in ("magic", "major", "codec")]), st.data())
 )
@@ -333,6 +334,7 @@ def test_path_is_the_ids_date_in_utc() -> None:
     assert day_folder(next_id(1_795_564_800_000, None, 3)) == "segments/2026/11/25"
 
 
+@settings(deadline=None)
 @given(st.integers(0, TIME_LIMIT_MS - 1), st.integers(0, (1 << 74) - 1), st.integers(0, 31))
 def test_path_and_back(at_ms: int, random_bits: int, index: int) -> None:
     segment = next_id(at_ms, None, random_bits)
