@@ -31,6 +31,12 @@ class MetricsServer:
         self._log = log or EventLog("metrics")
         self._server: _Server | None = None
 
+    @classmethod
+    def on(cls, listen: str, take: Callable[[], Snapshot]) -> MetricsServer:
+        """From the setting `metrics.listen`: `127.0.0.1:9850`, `[::1]:9850`."""
+        host, _, port = listen.rpartition(":")
+        return cls(host.strip("[]"), int(port), take)
+
     @property
     def port(self) -> int:
         """The port it listens on; 0 while it does not."""
