@@ -104,17 +104,14 @@ class Operation(Generic[T]):
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until settled, at most `timeout_s`; returns `done()`."""
-        worker = self._worker
-        until = None if timeout_s is None else worker.clock() + timeout_s
-        with worker.changed:
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._worker.changed:
             while not self._done:
-                worker.expire()
-                left = worker.seconds_left()
-                if until is not None:
-                    left = until - worker.clock() if left is None else min(left, until - worker.clock())
+                self._worker.expire()
+                left = _least(self._worker.seconds_left(), None if until is None else until - time.monotonic())
                 if self._timed_out or (left is not None and left <= 0):
                     return False
-                worker.changed.wait(left)
+                self._worker.changed.wait(left)
             return True
 
     def wait_ended(self, timeout_s: float | None = None) -> bool:
@@ -143,10 +140,10 @@ class Operation(Generic[T]):
                 return
         callback(self)
 
-    def limit(self) -> float | None:
-        """The clock's reading at which it becomes overdue, as far as known now."""
+    def seconds_left(self) -> float | None:
+        """Until it becomes overdue, as far as known now: None before its turn has come, or when it is done."""
         with self._worker.changed:
-            return None if self._done else self._worker.limit()
+            return None if self._done else self._worker.seconds_left()
 
     def listen(self, listener: Callable[[], object]) -> None:
         """Call `listener()` whenever the worker's queue moves while this is not done. For `Gathering`."""
@@ -177,8 +174,13 @@ class Operation(Generic[T]):
         return due
 
 
+def _least(*seconds: float | None) -> float | None:
+    return min((each for each in seconds if each is not None), default=None)
+
+
 class Worker:
-    """The one thread that touches a member. `name` says whose it is, in errors and in thread lists."""
+    """The one thread that touches a member. `name` says whose it is, in errors and in thread lists; deadlines are
+    measured by `clock`, how long a caller is willing to wait by real time."""
 
     def __init__(self, name: str, deadline_s: float, clock: Clock = time.monotonic) -> None:
         self.name = name
@@ -223,14 +225,12 @@ class Worker:
 
     # -- `changed` held -----------------------------------------------------------------------------------------------
 
-    def limit(self) -> float | None:
-        """When the current operation becomes overdue; all that wait behind it do so with it."""
-        current = self._current
-        return None if current is None or current._started_at is None else current._started_at + self.deadline_s
-
     def seconds_left(self) -> float | None:
-        limit = self.limit()
-        return None if limit is None else limit - self.clock()
+        """Until the current operation becomes overdue; all that wait behind it do so with it."""
+        current = self._current
+        if current is None or current._started_at is None:
+            return None
+        return current._started_at + self.deadline_s - self.clock()
 
     def expire(self) -> None:
         """Notice that the deadline has passed: from here on this operation and those behind it are MemberTimeout."""
@@ -283,9 +283,8 @@ class Gathering(Generic[T]):
     them. One thread waits at a time.
     """
 
-    def __init__(self, operations: Sequence[Operation[T]], clock: Clock = time.monotonic) -> None:
+    def __init__(self, operations: Sequence[Operation[T]]) -> None:
         self.operations = tuple(operations)
-        self._clock = clock
         self._changed = threading.Condition()
         self._changes = 0
         for operation in self.operations:
@@ -298,18 +297,16 @@ class Gathering(Generic[T]):
 
     def wait(self, enough: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Until `enough()`, or until all are settled, or `timeout_s` has passed; returns `enough()` as it is then."""
-        until = None if timeout_s is None else self._clock() + timeout_s
+        until = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             seen = self._changes
             if enough():
                 return True
             unsettled = [operation for operation in self.operations if not operation.settled()]
-            limits = [limit for operation in unsettled if (limit := operation.limit()) is not None]
-            if until is not None:
-                limits.append(until)
-            left = min(limits) - self._clock() if limits else None
-            if not unsettled or (until is not None and self._clock() >= until):
+            left = None if until is None else until - time.monotonic()
+            if not unsettled or (left is not None and left <= 0):
                 return enough()
+            left = _least(left, *(operation.seconds_left() for operation in unsettled))
             with self._changed:
                 if self._changes == seen:
                     self._changed.wait(None if left is None else max(left, 0.0))
