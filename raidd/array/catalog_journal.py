@@ -1,0 +1,117 @@
+"""The journal's table, and what follows from entries: tombstones and version numbers.
+
+An entry is appended in the transaction of what it tells. Sequence numbers never fall behind one that a manifest
+names, and leave a gap after a restore: entries that were lost with a state_dir had numbers too, and a tombstone must
+have a higher one than every manifest written before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, insert, select
+
+from raidd.array.catalog_bars import bury
+from raidd.array.catalog_database import read_meta, write_meta
+from raidd.array.catalog_intake import pin_versions
+from raidd.array.catalog_schema import JOURNAL
+from raidd.array.journal import GENESIS, Head, JournalEntry, make_entry, parse_line, verify_chain
+from raidd.errors import CatalogUnusable
+
+FLOOR_KEY = "catalog.sequence_floor"
+RESTORE_GAP = 1_000_000
+"""More entries than can be lost with a state_dir: what no replica had yet."""
+
+
+def head(connection: Connection) -> Head:
+    """(sequence, hash) of the last entry, or the genesis."""
+    last = select(JOURNAL.c.sequence, JOURNAL.c.hash).order_by(JOURNAL.c.sequence.desc()).limit(1)
+    found = connection.execute(last).one_or_none()
+    return GENESIS if found is None else (int(found.sequence), str(found.hash))
+
+
+def append(
+    connection: Connection,
+    at: str,
+    actor: str,
+    action: str,
+    objects: Iterable[str],
+    outcome: str = "ok",
+    detail: Mapping[str, Any] | None = None,
+) -> JournalEntry:
+    """Write the next entry, with what follows from it."""
+    sequence, digest = head(connection)
+    floor = read_meta(connection, FLOOR_KEY) or 0
+    entry = make_entry((max(sequence, floor), digest), at, actor, action, objects, outcome, detail)
+    keep(connection, [entry])
+    return entry
+
+
+def keep(connection: Connection, entries: Sequence[JournalEntry]) -> None:
+    """Insert entries that follow the head, and project them."""
+    if not entries:
+        return
+    lines = [{"sequence": e.sequence, "line": e.to_line().decode(), "hash": e.hash} for e in entries]
+    connection.execute(insert(JOURNAL), lines)
+    for entry in entries:
+        bury(connection, entry)
+        pin_versions(connection, _versions(entry))
+
+
+def _versions(entry: JournalEntry) -> list[tuple[str, str, int]]:
+    """Version numbers that an entry tells because no manifest does."""
+    told = entry.detail.get("versions", [])
+    return [(str(uid), str(sha256), int(version)) for uid, sha256, version in told]
+
+
+def raise_floor(connection: Connection, sequence: int) -> None:
+    """Give no number up to ``sequence`` any more."""
+    if sequence > max(head(connection)[0], read_meta(connection, FLOOR_KEY) or 0):
+        write_meta(connection, FLOOR_KEY, sequence)
+
+
+def after(connection: Connection, sequence: int, limit: int) -> list[JournalEntry]:
+    """Up to ``limit`` entries above ``sequence``, verified."""
+    query = select(JOURNAL.c.line).where(JOURNAL.c.sequence > sequence).order_by(JOURNAL.c.sequence).limit(limit)
+    try:
+        return [parse_line(line.encode()) for line in connection.execute(query).scalars()]
+    except (ValueError, TypeError) as error:
+        raise CatalogUnusable(f"the catalog's journal is corrupt: {error}") from error
+
+
+def holds(connection: Connection, wanted: Head) -> bool:
+    """Whether (sequence, hash) is an entry of this journal, or the genesis."""
+    query = select(JOURNAL.c.hash).where(JOURNAL.c.sequence == wanted[0])
+    return wanted == GENESIS or connection.execute(query).scalar() == wanted[1]
+
+
+def restore(connection: Connection, entries: Sequence[JournalEntry]) -> None:
+    """Take a chain from the members in; what is known already must be a part of it, or CatalogUnusable."""
+    try:
+        verify_chain(entries)
+    except ValueError as error:
+        raise CatalogUnusable(f"the journal on the members is broken: {error}") from error
+    known = head(connection)
+    if known != GENESIS and known not in {entry.head for entry in entries}:
+        raise CatalogUnusable(f"the catalog's journal ends with entry {known[0]}, which the members do not know")
+    keep(connection, [entry for entry in entries if entry.sequence > known[0]])
+    if entries:
+        raise_floor(connection, entries[-1].sequence + RESTORE_GAP)
+
+
+def check_chain(connection: Connection) -> list[str]:
+    """What is wrong with the chain, read a thousand entries at a time."""
+    last = GENESIS
+    while page := after(connection, last[0], 1000):
+        try:
+            last = verify_chain(page, last)
+        except ValueError as error:
+            return [str(error)]
+    return []
+
+
+def renumbered(versions: Iterable[tuple[str, str, int]], detail: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry's detail with the version numbers that it has to tell."""
+    told = [list(version) for version in versions]
+    return {**detail, "versions": told} if told else dict(detail)
