@@ -15,7 +15,7 @@ from raidd.codec.geometry import BLOCK_SIZE, WIDTH_LIMIT, Geometry, Level, exten
 from raidd.codec.segment import data_bodies, reseal, seal
 from raidd.codec.shard import Prefix, damaged_blocks, parse_prefix
 from raidd.errors import ImageUnreadable, RaiddError, ShardDamaged
-from tests.support.sample_segment import SampleSegment, payload_bytes, sample_segment
+from tests.support.sample_segment import SampleSegment, payload_bytes, sample_image, sample_segment
 
 BLOCK = 4096
 LEVELS = {
@@ -168,6 +168,19 @@ def test_a_body_begins_on_a_page_and_the_file_ends_with_it() -> None:
         assert len(shard.prefix) == head.body_offset
         assert head.body_offset % 4096 == 0
         assert shard.file_length == head.file_length == len(shard.prefix) + len(shard.body)
+
+
+def test_a_prefix_that_ends_on_a_page_gets_no_padding() -> None:
+    """Identities of every length, until the manifest happens to end on a page's border."""
+    noise = payload_bytes(6000).hex()
+    for length in range(12_000):
+        image = sample_image(1, 0, b"image", identity={"noise": noise[:length]})
+        shard = sample_segment(Geometry(1, 1), [b"image"], parts=[image]).shards[0]
+        head = parse_prefix(shard.prefix).head
+        if (head.manifest_offset + head.manifest_length) % 4096 == 0:
+            assert head.body_offset == head.manifest_offset + head.manifest_length == len(shard.prefix)
+            return
+    pytest.fail("no manifest ended on a page's border")
 
 
 def test_every_shard_describes_itself() -> None:
