@@ -115,7 +115,7 @@ def purged_images(connection: Connection, manifest: Manifest) -> list[ManifestIm
 
     def stone_of(image: ManifestImage) -> int:
         by_bytes = bytes_barred.get((image.sop_instance_uid, image.sha256 or ""), -1)
-        return max(by_bytes, copies_barred.get(image.image.bytes, -1))
+        return int(max(by_bytes, copies_barred.get(image.image.bytes, -1)))
 
     return [image for image in manifest.images if stone_of(image) > manifest.journal_sequence]
 

@@ -99,7 +99,7 @@ def group_of(connection: Connection, placement: Placement, mask: int) -> int:
     return _id_of(connection, GROUPS, {"placement": placed, "mask": mask}, segments=0, shard_bytes=0)
 
 
-def _id_of(connection: Connection, table: Any, key: Mapping[str, Any], **rest: Any) -> int:
+def _id_of(connection: Connection, table: Table, key: Mapping[str, Any], **rest: Any) -> int:
     found = row(connection, table, **key)
     if found is None:
         new = next_row(connection, table)
@@ -108,7 +108,7 @@ def _id_of(connection: Connection, table: Any, key: Mapping[str, Any], **rest: A
     return int(found["id"])
 
 
-def next_row(connection: Connection, table: Any) -> int:
+def next_row(connection: Connection, table: Table) -> int:
     """The next free integer key (there is one writer)."""
     return int(connection.execute(select(table.c.id).order_by(table.c.id.desc()).limit(1)).scalar() or 0) + 1
 

@@ -19,13 +19,27 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
 import crc32c
-from sqlalchemy import Connection, Engine, Select, Table, create_engine, event, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Select,
+    Table,
+    Update,
+    bindparam,
+    create_engine,
+    delete,
+    event,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool, StaticPool
@@ -39,7 +53,8 @@ CHUNK = 500  # values in one IN (…)
 
 SCHEMA_KEY, ARRAY_KEY = "catalog.schema", "catalog.array"
 
-Row = Mapping[str, Any]
+Row = Mapping[Any, Any]
+"""A row by column names."""
 Migration = Callable[[Connection], None]
 MIGRATIONS: dict[int, Migration] = {}
 """From version v to v+1. All that are needed run in the one transaction that also raises the version."""
@@ -48,20 +63,14 @@ MIGRATIONS: dict[int, Migration] = {}
 # Sealed rows -----------------------------------------------------------------------------------------------------
 
 
-def _packed(value: object) -> bytes:
-    if value is None:
-        return b"n"
-    if isinstance(value, bytes):
-        return b"b%d:%b" % (len(value), value)
-    if isinstance(value, int):
-        return b"i%d;" % value
-    text = str(value).encode()
-    return b"s%d:%b" % (len(text), text)
+@lru_cache
+def _columns(table: Table) -> tuple[str, ...]:
+    return tuple(column.name for column in table.columns if column.name != "seal")
 
 
 def _seal(table: Table, row: Row) -> int:
-    values = (_packed(row[column.name]) for column in table.columns if column.name != "seal")
-    return int(crc32c.crc32c(b"".join(values)))
+    # ascii() of plain integers, texts and bytes: the same on every Python, and fast
+    return int(crc32c.crc32c(ascii([row[name] for name in _columns(table)]).encode()))
 
 
 def sealed(table: Table, row: Row) -> dict[str, Any]:
@@ -84,16 +93,33 @@ def rows(connection: Connection, table: Table, query: Select[Any] | None = None)
 
 def row(connection: Connection, table: Table, **key: Any) -> Row | None:
     """The one row with these column values, verified, or None."""
-    found = rows(connection, table, select(table).filter_by(**key).limit(1))
-    return found[0] if found else None
+    found = connection.execute(_select_one(table, tuple(key)), key).mappings().one_or_none()
+    return None if found is None else verified(table, found)
 
 
 def rows_in(connection: Connection, table: Table, column: str, values: Iterable[Any]) -> list[Row]:
     """All rows whose ``column`` is among ``values``, verified; the values may be many."""
     found: list[Row] = []
     for some in chunks(sorted(set(values))):
-        found += rows(connection, table, select(table).where(table.c[column].in_(some)))
+        hits = connection.execute(_select_in(table, column), {"wanted": some}).mappings()
+        found += [verified(table, one) for one in hits]
     return found
+
+
+@lru_cache
+def _select_one(table: Table, names: tuple[str, ...]) -> Select[Any]:
+    return select(table).where(*(table.c[name] == bindparam(name) for name in names))
+
+
+@lru_cache
+def _select_in(table: Table, column: str) -> Select[Any]:
+    return select(table).where(table.c[column].in_(bindparam("wanted", expanding=True)))
+
+
+def remove_in(connection: Connection, table: Table, column: str, values: Iterable[Any]) -> None:
+    """Delete all rows whose ``column`` is among ``values``."""
+    for some in chunks(sorted(set(values))):
+        connection.execute(delete(table).where(table.c[column].in_(some)))
 
 
 def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -110,18 +136,33 @@ def add(connection: Connection, table: Table, new: Iterable[Row]) -> None:
 
 def put(connection: Connection, table: Table, new: Iterable[Row]) -> None:
     """Insert rows, or replace those with the same primary key."""
-    for one in new:
-        values = sealed(table, one)
-        keys = [column.name for column in table.primary_key.columns]
-        rest = {name: value for name, value in values.items() if name not in keys}
-        connection.execute(upsert(table).values(**values).on_conflict_do_update(index_elements=keys, set_=rest))
+    if ready := [sealed(table, one) for one in new]:
+        connection.execute(_upsert(table), ready)
+
+
+@lru_cache
+def _upsert(table: Table) -> Any:
+    statement = upsert(table)
+    rest = {column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key}
+    return statement.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=rest)
 
 
 def change(connection: Connection, table: Table, old: Row, **changes: Any) -> None:
     """Rewrite a row that was read, its primary key unchanged."""
-    new = sealed(table, {**old, **changes})
-    where = [column == old[column.name] for column in table.primary_key.columns]
-    connection.execute(update(table).where(*where).values(**new))
+    change_many(connection, table, [{**old, **changes}])
+
+
+def change_many(connection: Connection, table: Table, new: Iterable[Row]) -> None:
+    """Rewrite rows that are there, found by their primary keys."""
+    if ready := [{f"new_{name}": value for name, value in sealed(table, one).items()} for one in new]:
+        connection.execute(_update(table), ready)
+
+
+@lru_cache
+def _update(table: Table) -> Update:
+    where = [column == bindparam(f"new_{column.name}") for column in table.primary_key.columns]
+    rest = [column for column in table.columns if not column.primary_key]
+    return update(table).where(*where).values({column: bindparam(f"new_{column.name}") for column in rest})
 
 
 def read_meta(connection: Connection, key: str) -> Any:

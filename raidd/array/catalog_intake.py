@@ -22,7 +22,7 @@ from sqlalchemy import Connection, delete
 
 from raidd.array.catalog_bars import SeenSegments
 from raidd.array.catalog_counts import Groups, Ledger, group_of, next_row
-from raidd.array.catalog_database import Row, add, change, chunks, put, rows_in
+from raidd.array.catalog_database import Row, add, change_many, put, remove_in, rows_in
 from raidd.array.catalog_rows import NewSegment
 from raidd.array.catalog_schema import COPIES, EXCEPTIONS, IMAGES, PARTS, PINS, SEGMENTS
 from raidd.array.catalog_subjects import Subjects, search_columns
@@ -110,9 +110,8 @@ class Intake:
     def _remove_segments(self, segments: Collection[bytes]) -> None:
         for segment in rows_in(self._connection, SEGMENTS, "segment", segments):
             self._ledger.count_segment(segment, -1)
-        for some in chunks(sorted(segments)):
-            for table in (PARTS, EXCEPTIONS, SEGMENTS):
-                self._connection.execute(delete(table).where(table.c.segment.in_(some)))
+        for table in (PARTS, EXCEPTIONS, SEGMENTS):
+            remove_in(self._connection, table, "segment", segments)
 
     def _add_segment(self, new: NewSegment) -> None:
         manifest = new.manifest
@@ -159,9 +158,7 @@ class Intake:
             _merge(copy, image)
             parts.setdefault((copy["id"], image.image_offset), _new_part(copy["id"], segment, image))
         add(self._connection, COPIES, [copy for key, copy in known.items() if key not in before])
-        for key, old in before.items():
-            if known[key] != old:
-                change(self._connection, COPIES, old, **{name: known[key][name] for name in ("size", "sha256")})
+        change_many(self._connection, COPIES, [known[key] for key, old in before.items() if known[key] != old])
         add(self._connection, PARTS, parts.values())
         return {copy["id"] for copy in known.values()}
 
@@ -170,18 +167,17 @@ class Intake:
         parts: defaultdict[int, list[Row]] = defaultdict(list)
         for part in rows_in(self._connection, PARTS, "copy", copies):
             parts[part["copy"]].append(part)
-        judged = []
+        remove_in(self._connection, COPIES, "id", set(copies) - parts.keys())
+        judged, changed = [], []
         for copy in rows_in(self._connection, COPIES, "id", copies):
-            if copy["id"] not in parts:
-                self._connection.execute(delete(COPIES).where(COPIES.c.id == copy["id"]))
-                continue
             chain = tile(parts[copy["id"]], copy["size"]) if copy["sha256"] is not None else None
             live = {(part["image_offset"], part["segment"]) for part in chain or ()}
             for part in parts[copy["id"]]:
                 is_live = int((part["image_offset"], part["segment"]) in live)
                 if part["live"] != is_live:
-                    change(self._connection, PARTS, part, live=is_live)
+                    changed.append({**part, "live": is_live})
             judged.append((copy, chain is not None))
+        change_many(self._connection, PARTS, changed)
         return judged
 
     # -- listed images ----------------------------------------------------------------------------------
@@ -197,6 +193,7 @@ class Intake:
         subjects = Subjects(self._connection)
         following = next_row(self._connection, IMAGES)
         new: list[Row] = []
+        retied: list[Row] = []
         tied: set[int] = set()
         for copy, complete in judged:
             if complete and copy["image_row"] is None:
@@ -204,11 +201,12 @@ class Intake:
                 if key not in known:
                     new.append(self._new_image(following, copy, numbers, subjects))
                     known[key], following = following, following + 1
-                change(self._connection, COPIES, copy, image_row=known[key])
+                retied.append({**copy, "image_row": known[key]})
                 tied.add(known[key])
                 self._outcome.completed.append(known[key])
             elif not complete and copy["image_row"] is not None:
-                change(self._connection, COPIES, copy, image_row=None)
+                retied.append({**copy, "image_row": None})
+        change_many(self._connection, COPIES, retied)
         add(self._connection, IMAGES, new)
         return tied
 
@@ -216,7 +214,7 @@ class Intake:
         version = numbers.give(copy)
         if version != copy["version"]:
             self._pin(copy["uid"], copy["sha256"], version)
-        columns, subject = search_columns(json.loads(copy["identity"]))
+        columns, subject = search_columns(copy["identity"])
         return {
             "id": following,
             "uid": copy["uid"],
@@ -235,8 +233,7 @@ class Intake:
         for image in rows_in(self._connection, IMAGES, "id", gone):
             self._pin(image["uid"], image["sha256"], image["version"])
             self._outcome.unlisted.append((image["uid"], image["sha256"]))
-        for some in chunks(sorted(gone)):
-            self._connection.execute(delete(IMAGES).where(IMAGES.c.id.in_(some)))
+        remove_in(self._connection, IMAGES, "id", gone)
         return gone
 
     def _pin(self, uid: str, sha256: bytes, version: int) -> None:

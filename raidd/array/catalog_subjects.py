@@ -6,9 +6,9 @@ A practice has thousands of animals and millions of images: a search by name sca
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
 
 from sqlalchemy import Connection, insert
 
@@ -19,6 +19,7 @@ from raidd.dicom.identity import Identity, fold, search_text
 
 Subject = tuple[str, str, str, str]
 _COLUMNS = ("words", "patient", "owner", "species")
+_NOT_LOOKED_FOR = frozenset({"sop_class_uid", "transfer_syntax_uid", "instance_number", "frames", "rows", "columns"})
 
 
 class Subjects:
@@ -42,9 +43,15 @@ class Subjects:
         return number
 
 
-def search_columns(identity: Mapping[str, Any]) -> tuple[dict[str, str], Subject]:
-    """The columns of an image's row that are looked for, and its subject."""
-    known = Identity.from_json(identity)
+def search_columns(identity: str) -> tuple[dict[str, str], Subject]:
+    """The columns of an image's row that are looked for, and its subject; from the identity's JSON."""
+    said = {key: value for key, value in json.loads(identity).items() if key not in _NOT_LOOKED_FOR}
+    return _search_columns(json.dumps(said, sort_keys=True))
+
+
+@lru_cache(maxsize=256)  # the images of a study say the same
+def _search_columns(identity: str) -> tuple[dict[str, str], Subject]:
+    known = Identity.from_json(json.loads(identity))
     columns = {
         "study_uid": known.study_instance_uid,
         "series_uid": known.series_instance_uid,
