@@ -159,8 +159,8 @@ def _roster(document: Mapping[str, Any]) -> Roster:
         level=level_of(_text(document["level"]), geometry),
         geometry=geometry,
         epoch=_integer(document["epoch"]),
-        history=tuple(_text(each) for each in document["history"]),
-        entries=tuple(_entry(each) for each in document["roster"]),
+        history=tuple(_text(each) for each in _list(document["history"])),
+        entries=tuple(_entry(each) for each in _list(document["roster"])),
         contact=_text(document["contact"]),
         trial=_flag(document["trial"]),
         extra={key: value for key, value in document.items() if key not in _KEYS},
@@ -194,6 +194,12 @@ def _text(value: object) -> str:
     return value
 
 
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is not a list")
+    return value
+
+
 def _integer(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{value!r} is not a whole number")
@@ -213,18 +219,21 @@ def _flag(value: object) -> bool:
 # Choosing -------------------------------------------------------------------------------------------------------
 
 
-def choose_roster(labels: Sequence[Label]) -> Roster:
+def choose_roster(labels: Sequence[Label], *, remembered: Roster | None = None) -> Roster:
     """The roster that counts, given every good label found (damaged ones are left out by the caller).
 
+    ``remembered``: the copy in state_dir, if there is one. It is compared like any other, but it is on no member and
+    so has no vote in a fork: a system disk restored from a backup must not outvote a disk of the array.
     LabelInvalid: no label, or labels of two arrays. LabelForked: two rosters, neither the other's ancestor, and no
     side strong enough; the message shows each.
     """
-    if not labels:
+    rosters = [label.roster for label in labels] + ([] if remembered is None else [remembered])
+    if not rosters:
         raise LabelInvalid("no label was found", next_step="Give the mounts that hold the array's disks.")
-    arrays = sorted({str(label.roster.array) for label in labels})
+    arrays = sorted({str(roster.array) for roster in rosters})
     if len(arrays) > 1:
         raise LabelInvalid(f"labels of {len(arrays)} arrays were found: {', '.join(arrays)}")
-    sides = _sides(labels)
+    sides = _sides(rosters, labels)
     if len(sides) == 1:
         return sides[0].tip
     winner = _winner(sides)
@@ -248,7 +257,7 @@ class _Side:
 
     def describe(self) -> str:
         states = ", ".join(f"slot {entry.slot} {entry.state}" for entry in self.tip.entries if entry.slot is not None)
-        names = ", ".join(sorted(map(self._name, self.members)))
+        names = ", ".join(sorted(map(self._name, self.members))) or "only remembered, or by common ancestors"
         return f"  epoch {self.tip.epoch}, on {len(self.members)} members ({names}): {states}"
 
     def _name(self, member: UUID) -> str:
@@ -256,9 +265,9 @@ class _Side:
         return f"slot {entry.slot} {member}" if entry is not None and entry.slot is not None else str(member)
 
 
-def _sides(labels: Sequence[Label]) -> list[_Side]:
+def _sides(rosters: Sequence[Roster], labels: Sequence[Label]) -> list[_Side]:
     """One side for each roster that is nobody's ancestor, highest epoch first."""
-    by_hash = {label.roster.hash(): label.roster for label in labels}
+    by_hash = {roster.hash(): roster for roster in rosters}
     lineage = {found: {found, *roster.history} for found, roster in by_hash.items()}
     tips = [found for found in by_hash if not any(found in by_hash[other].history for other in by_hash)]
     tips.sort(key=lambda found: (-by_hash[found].epoch, found))

@@ -196,6 +196,7 @@ def test_a_rightly_signed_label_with_a_wrong_value_is_read_or_refused(key: str, 
         ("epoch", 1.0),
         ("trial", 1),
         ("history", ["x" * 64]),
+        ("history", {}),
         ("history", ["0" * 64] * 257),
         ("roster", []),
         ("roster", {}),
@@ -378,6 +379,25 @@ def test_spares_have_no_vote_and_an_old_and_a_new_disk_of_one_slot_have_one() ->
     with pytest.raises(LabelForked):
         choose_roster([*on(many, 1, 2, 9, 3, 8), *on(few, 0)])
     assert choose_roster([*on(many, 1, 2, 9, 3, 4), *on(few, 0)]) == many
+
+
+def test_what_state_dir_remembers_is_compared_but_has_no_vote() -> None:
+    start = roster_of(6)
+    newer = failing(start, 0)
+    assert choose_roster(on(start, *range(6)), remembered=newer) == newer
+    assert choose_roster(on(newer, *range(6)), remembered=start) == newer
+    assert choose_roster([], remembered=start) == start
+    other = failing(start, 5)
+    assert choose_roster(on(other, 0, 1, 2, 3), remembered=newer) == other
+    with pytest.raises(LabelForked, match="on 0 members"):
+        choose_roster(on(other, 1, 2, 3), remembered=newer)
+
+
+def test_the_mirror_half_that_state_dir_remembers_is_not_made_a_majority_by_it() -> None:
+    start = roster_of(2, 1, 1, level="mirror")
+    left, right = failing(start, 1), failing(start, 0)
+    with pytest.raises(LabelForked):
+        choose_roster([*on(left, 0), *on(right, 1)], remembered=left)
 
 
 def test_three_sides_need_one_that_beats_both() -> None:

@@ -110,6 +110,11 @@ def test_an_entry_whose_slot_and_state_do_not_fit_is_refused(slot: int | None, s
         RosterEntry(member_id(1), slot, MemberState(state))
 
 
+def test_an_entry_of_negative_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        newcomer(1, size=-1)
+
+
 def test_two_writable_members_in_one_slot_are_refused() -> None:
     roster = roster_of(3)
     with pytest.raises(ValueError, match="slot 0 is filled by two"):
