@@ -123,6 +123,11 @@ class Catalog(CatalogView):
         with self._lock:
             return self._fresh.popleft() if self._fresh else None
 
+    def unused(self) -> frozenset[UUID]:
+        """Ids that `take_id` will still hand out: of these no shard can be anywhere."""
+        with self._lock:
+            return frozenset(self._fresh)
+
     def release(self, ids: Iterable[UUID]) -> None:
         """Forget reserved ids of which nothing is left on any member. They are never given again."""
         gone = set(ids)

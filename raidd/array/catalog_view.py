@@ -20,6 +20,7 @@ from raidd.array.catalog_bars import SeenSegments, barred
 from raidd.array.catalog_check import faults
 from raidd.array.catalog_counts import Groups, count
 from raidd.array.catalog_database import Database, read_meta, rows, rows_in
+from raidd.array.catalog_fleet import FleetView
 from raidd.array.catalog_rows import Counts, Endangered, ExceptionKind, ImageQuery, ImageRow, SegmentRow
 from raidd.array.catalog_schema import EXCEPTIONS, IMAGES, RESERVED, SEGMENTS
 from raidd.array.journal import Head, JournalEntry
@@ -36,7 +37,7 @@ def last_id(connection: Connection) -> UUID | None:
     return None if found is None else UUID(found)
 
 
-class CatalogView:
+class CatalogView(FleetView):
     """The reading half of `raidd.array.catalog.Catalog`. Every method may raise CatalogUnusable, StateDirFaulty."""
 
     def __init__(self, database: Database) -> None:

@@ -1,0 +1,305 @@
+"""Leftovers: what a crash, a hung disk or a lost catalog left on the members, settled by rule C5 of format.md.
+
+`settle` looks, by path, for exactly the ids that were reserved and never committed: at start, and when a member
+comes back. No clock and no order is trusted. For each id:
+
+- k or more good shards agree: the segment exists, it is adopted (or taken away, if all its images are known and
+  protected elsewhere).
+- fewer: cleared only when every image it names is still offered by the inbox, or is known and protected; kept
+  while a member it names is away; otherwise quarantined.
+- only unreadable remains: cleared once every member that is not retired was looked at.
+
+`reindex` makes a catalog from the members' heads alone. Both are idempotent: what a crash interrupts is done
+again by the next start. Nothing an image depends on is ever unlinked: a shard goes only after the rule above.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from uuid import UUID
+
+from raidd.array.catalog import Catalog, NewSegment
+from raidd.array.journal import Tombstone
+from raidd.array.member_disk import MemberDisk, quarantine
+from raidd.array.members import Member
+from raidd.array.membership import Membership
+from raidd.array.placement import Placement
+from raidd.array.roster import MemberState
+from raidd.array.survey import (
+    Found,
+    Group,
+    Verdict,
+    day_folders,
+    groups,
+    inspect_all,
+    shard_names,
+    winner,
+)
+from raidd.array.worker import Cancel
+from raidd.codec.manifest import Manifest, ManifestImage
+from raidd.codec.shard import day_folder
+from raidd.errors import MemberError
+
+LOG = logging.getLogger(__name__)
+NEWEST_READ_WHOLE = 64
+"""A reindex reads this many of the newest segments whole: only these can be torn by an unclean stop."""
+REINDEX_PAGE = 256
+"""Segments whose heads are read before they are written to the catalog: bounds memory."""
+
+
+@dataclass(slots=True)
+class Settled:
+    """What became of the leftovers: counts of segments."""
+
+    adopted: int = 0
+    cleared: int = 0
+    quarantined: int = 0
+    kept: int = 0
+    unreadable: int = 0
+
+
+class Adoption:
+    """Settles leftovers. One thread at a time (start, the return of a member)."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        membership: Membership,
+        *,
+        now: Callable[[], str],
+        offered: Callable[[str, str | None], bool],
+        in_flight: Callable[[], frozenset[UUID]],
+        on_absent: Callable[[UUID], None],
+        on_event: Callable[[str, str, str, Sequence[str]], None],
+    ) -> None:
+        self._catalog = catalog
+        self._membership = membership
+        self._now, self._offered = now, offered
+        self._in_flight, self._on_absent, self._on_event = in_flight, on_absent, on_event
+
+    # -- reserved ids -----------------------------------------------------------------------------------
+
+    def settle(self, ids: Iterable[UUID]) -> Settled:
+        """Look for these reserved ids on every member that is there, and settle each."""
+        outcome = Settled()
+        wanted = set(ids) - self._in_flight()
+        members = {member.uuid: member for member in self._membership.present_members()}
+        names, looked = self._list(members, {day_folder(segment) for segment in wanted}, wanted)
+        found = inspect_all(names, members, whole=True)
+        everyone = looked >= self._not_retired()
+        for segment in sorted(wanted):
+            self._settle_one(segment, found.get(segment, []), everyone, outcome)
+        return outcome
+
+    def _list(
+        self, members: Mapping[UUID, Member], folders: Iterable[str], wanted: set[UUID]
+    ) -> tuple[dict[UUID, list[tuple[UUID, int]]], set[UUID]]:
+        """member → shards of the wanted ids by listing; and the members that answered. tmp/ is emptied too."""
+        folders, busy = sorted(folders), self._in_flight()
+        asked = []
+        for uuid, member in members.items():
+            try:
+                asked.append((uuid, member, member.submit("repair", lambda disk, _c: _look(disk, folders, busy))))
+            except MemberError:
+                continue
+        names: dict[UUID, list[tuple[UUID, int]]] = {}
+        for uuid, member, operation in asked:
+            try:
+                names[uuid] = [name for name in member.result(operation) if name[0] in wanted]
+            except MemberError:
+                continue
+        return names, set(names)
+
+    def _not_retired(self) -> set[UUID]:
+        return {e.member for e in self._membership.roster.entries if e.state != MemberState.RETIRED}
+
+    def _settle_one(self, segment: UUID, found: list[Found], everyone: bool, outcome: Settled) -> None:
+        if any(shard.verdict == Verdict.UNREACHABLE for shard in found):
+            outcome.kept += 1
+            return
+        if not found:
+            if everyone:
+                self._catalog.release([segment])
+            return
+        if any(shard.verdict == Verdict.UNSUPPORTED for shard in found):
+            outcome.unreadable += 1
+            return
+        candidates = groups(found)
+        chosen = winner(candidates, found, known=False)
+        if chosen is not None:
+            self._exists(segment, chosen, found, outcome)
+        elif any(group.exists for group in candidates):
+            self._on_event("segment-disputed", "critical", f"two groups of shards claim to be segment {segment}", [])
+            outcome.unreadable += 1
+        else:
+            self._incomplete(segment, found, everyone, outcome)
+
+    def _exists(self, segment: UUID, group: Group, found: list[Found], outcome: Settled) -> None:
+        if group.manifest.images and all(self._safe_elsewhere(image, segment) for image in group.manifest.images):
+            self._clear(segment, found, outcome)
+            return
+        self.adopt(group, found)
+        outcome.adopted += 1
+
+    def _incomplete(self, segment: UUID, found: list[Found], everyone: bool, outcome: Settled) -> None:
+        manifest = next((shard.prefix.manifest() for shard in found if shard.prefix is not None), None)
+        if manifest is None:
+            if everyone:
+                self._clear(segment, found, outcome)
+            else:
+                outcome.kept += 1
+        elif all(self._recoverable(image, segment) for image in manifest.images):
+            self._clear(segment, found, outcome)
+        elif not everyone and self._names_away(manifest):
+            outcome.kept += 1
+        else:
+            self._quarantine(segment, found, outcome)
+
+    def _names_away(self, manifest: Manifest) -> bool:
+        away = self._membership.away() | {
+            e.member for e in self._membership.roster.entries if not self._membership.presence(e.member).present
+        }
+        retired = {e.member for e in self._membership.roster.entries if e.state == MemberState.RETIRED}
+        return any(member in away and member not in retired for member in manifest.members)
+
+    def _recoverable(self, image: ManifestImage, segment: UUID) -> bool:
+        """Its bytes are still in the inbox, or known and protected."""
+        return self._safe_elsewhere(image, segment) or self._offered(image.source, image.sha256)
+
+    def _safe_elsewhere(self, image: ManifestImage, segment: UUID) -> bool:
+        if image.sha256 is None:
+            return False
+        for row in self._catalog.versions(image.sop_instance_uid, away=self._membership.away()):
+            elsewhere = all(part.segment != segment for part in row.parts)
+            if row.sha256 == image.sha256 and row.state == "protected" and elsewhere:
+                return True
+        return False
+
+    def _clear(self, segment: UUID, found: Iterable[Found], outcome: Settled) -> None:
+        if self._on_each(found, lambda disk, shard: disk.unlink(shard.path)):
+            self._catalog.release([segment])
+            outcome.cleared += 1
+
+    def _quarantine(self, segment: UUID, found: list[Found], outcome: Settled) -> None:
+        reason = f"fewer shards of segment {segment} than needed were found, and its images are not known elsewhere"
+        now = self._now()
+        if self._on_each(found, lambda disk, shard: _set_aside(disk, shard, reason, now)):
+            self._catalog.release([segment])
+            outcome.quarantined += 1
+            self._on_event("shard-quarantined", "warning", reason, [str(segment)])
+
+    def _on_each(self, found: Iterable[Found], act: Callable[[MemberDisk, Found], None]) -> bool:
+        done = True
+        for shard in found:
+            member = self._membership.member(shard.member)
+            try:
+                if member is None:
+                    return False
+                member.call("repair", partial(_acted, act, shard))
+            except MemberError as error:
+                LOG.warning("segment %s shard %s: %s", shard.segment, shard.index, error.message)
+                done = False
+        return done
+
+    def adopt(self, group: Group, found: Iterable[Found]) -> None:
+        """Take a segment that exists into the catalog, with what is absent or torn as exceptions."""
+        manifest = group.manifest
+        holders = tuple(group.holders.get(i, manifest.members[i]) for i in range(manifest.geometry.n))
+        absent = frozenset(range(manifest.geometry.n)) - set(group.holders)
+        new = NewSegment(manifest, group.prefix.head.body_offset, Placement(manifest.geometry, holders), absent)
+        self._catalog.adopt(new, now=self._now())
+        for shard in found:
+            if shard.index in absent and shard.verdict in (Verdict.TORN, Verdict.DAMAGED):
+                self._catalog.mark(manifest.segment, shard.index, "damaged")
+        if absent:
+            self._on_absent(manifest.segment)
+
+    # -- the whole catalog ------------------------------------------------------------------------------
+
+    def reindex(
+        self, tombstones: Iterable[Tombstone], progress: Callable[[int, int], None] = lambda _done, _total: None
+    ) -> Settled:
+        """Adopt every segment that the present members hold and no tombstone or replacement bars.
+
+        Costs one listing of each member and one read of each head; memory: 24 bytes a shard name."""
+        outcome = Settled()
+        members = {member.uuid: member for member in self._membership.present_members()}
+        where = self._all_names(members)
+        order = sorted(where)
+        barred = _bars(tombstones)
+        newest = set(order[-NEWEST_READ_WHOLE:])
+        for start in range(0, len(order), REINDEX_PAGE):
+            page = order[start : start + REINDEX_PAGE]
+            for whole in (False, True):
+                chosen = [segment for segment in page if (segment in newest) == whole]
+                self._reindex_page({s: where[s] for s in chosen}, members, whole, barred, outcome)
+            progress(min(start + REINDEX_PAGE, len(order)), len(order))
+        return outcome
+
+    def _all_names(self, members: Mapping[UUID, Member]) -> dict[UUID, list[tuple[UUID, int]]]:
+        """segment → (member, index) of every shard file found."""
+        where: dict[UUID, list[tuple[UUID, int]]] = defaultdict(list)
+        asked = [
+            (m, m.submit("repair", lambda disk, _c: shard_names(disk, day_folders(disk)))) for m in members.values()
+        ]
+        for member, operation in asked:
+            for segment, index in member.result(operation):
+                where[segment].append((member.uuid, index))
+        return where
+
+    def _reindex_page(
+        self,
+        where: Mapping[UUID, list[tuple[UUID, int]]],
+        members: Mapping[UUID, Member],
+        whole: bool,
+        barred: Mapping[UUID, int],
+        outcome: Settled,
+    ) -> None:
+        names: dict[UUID, list[tuple[UUID, int]]] = defaultdict(list)
+        for segment, holders in where.items():
+            for member, index in holders:
+                names[member].append((segment, index))
+        found = inspect_all(names, members, whole=whole)
+        for segment in sorted(where):
+            self._reindex_one(segment, found.get(segment, []), barred, outcome)
+
+    def _reindex_one(self, segment: UUID, found: list[Found], barred: Mapping[UUID, int], outcome: Settled) -> None:
+        candidates = groups(found)
+        chosen = winner(candidates, found, known=False)
+        if chosen is None:
+            outcome.unreadable += 1
+            self._catalog.keep_reserved([segment])
+        elif chosen.manifest.journal_sequence < barred.get(segment, -1):
+            outcome.kept += 1  # purged: stays purged; its shards go when the purge is applied
+        else:
+            self.adopt(chosen, found)
+            outcome.adopted += 1
+
+
+def _acted(act: Callable[[MemberDisk, Found], None], shard: Found, disk: MemberDisk, _cancel: Cancel) -> None:
+    act(disk, shard)
+
+
+def _set_aside(disk: MemberDisk, shard: Found, reason: str, now: str) -> None:
+    quarantine(disk, shard.path, reason, now)
+
+
+def _bars(tombstones: Iterable[Tombstone]) -> dict[UUID, int]:
+    """segment → the highest sequence of a tombstone that names it."""
+    bars: dict[UUID, int] = {}
+    for stone in tombstones:
+        for segment in stone.segments:
+            bars[segment] = max(stone.sequence, bars.get(segment, -1))
+    return bars
+
+
+def _look(disk: MemberDisk, folders: Iterable[str], busy: frozenset[UUID]) -> list[tuple[UUID, int]]:
+    """Shards in these folders; what a dead writer left in tmp/ is removed on the way."""
+    for name in disk.list("tmp"):
+        if not any(name.startswith(str(segment)) for segment in busy) and not name.endswith("/"):
+            disk.unlink(f"tmp/{name}")
+    return shard_names(disk, folders)

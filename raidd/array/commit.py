@@ -1,0 +1,304 @@
+"""The way in: one batch becomes one segment, durable on its members and visible in the catalog (C1 to C4).
+
+    placement -> encode -> every member makes its shard durable (C1) -> k+1 are durable -> catalog (C4)
+
+Promise: `commit` returns only after the catalog's transaction is on disk, and says whether the segment is
+protected; what it raises means that nothing was acknowledged. When a member fails or dawdles:
+
+- k+1 or more shards durable: the rest get max(1 s, 4 x the median) more, then are given up; what is absent
+  becomes an exception, mended by the repair queue.
+- fewer: the batch is written again, narrower, under a new id that names the first in `replaces`; the first's
+  shards are taken away once nothing needs them. An id has one geometry and one manifest, for ever.
+- one member left (u = 1): 1+1 with shard 1 absent: stored, not protected; the receipt says so.
+
+Called by one thread at a time (one commit in flight: two only double the latency).
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from uuid import UUID
+
+from raidd.array.buffers import Lease
+from raidd.array.catalog import Catalog, NewSegment
+from raidd.array.member_disk import MemberDisk, write_durable
+from raidd.array.members import Member
+from raidd.array.membership import Membership
+from raidd.array.placement import Placement, place
+from raidd.array.worker import Cancel, Cancelled, Gathering, Operation
+from raidd.codec.erasure import Buffer, erasure
+from raidd.codec.geometry import ALIGNMENT, WIDTH_LIMIT, Geometry
+from raidd.codec.manifest import Manifest, ManifestImage
+from raidd.codec.segment import SealedShard, data_bodies, seal
+from raidd.codec.shard import shard_path
+from raidd.errors import ArrayFull, ArrayUnwritable, MemberError
+
+LAGGARD_S, LAGGARD_FACTOR = 1.0, 4.0
+"""How long a batch that is safe waits for the rest: max(1 s, 4 x the median of those that are done)."""
+PADDING_LIMIT = WIDTH_LIMIT * ALIGNMENT
+"""A payload buffer has this much room after the payload, for the zeros up to k shards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What `commit` answers: the segment, and whether k+1 shards of it are durable."""
+
+    segment: UUID
+    protected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A batch's bytes, with room for the padding behind them; ``lease`` keeps the buffer while disks use it."""
+
+    buffer: memoryview
+    used: int
+    lease: Lease | None = None
+
+
+@dataclass(slots=True)
+class _Ledger:
+    """What is left of an abandoned attempt: writes not yet ended, and whether a shard could not be unlinked."""
+
+    open: set[int]
+    kept: bool = False
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try at writing a batch."""
+
+    segment: UUID
+    placement: Placement
+    manifest: Manifest
+    body_offset: int
+    operations: dict[int, Operation[None]]
+    durable: set[int]
+    lone: bool  # one member is left: 1+1 with shard 1 absent, stored but not protected
+
+
+class Committer:
+    """Writes segments. ``on_absent(segment)`` is told of each segment that misses shards (a repair)."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        membership: Membership,
+        *,
+        now: Callable[[], str],
+        now_ms: Callable[[], int],
+        random: Random,
+        on_absent: Callable[[UUID], None],
+    ) -> None:
+        self._catalog = catalog
+        self._membership = membership
+        self._now, self._now_ms, self._random = now, now_ms, random
+        self._on_absent = on_absent
+        self._in_flight: set[UUID] = set()
+        self._lock = threading.Lock()
+
+    def in_flight(self) -> frozenset[UUID]:
+        """Ids whose shards are being written or taken away right now: no debris."""
+        with self._lock:
+            return frozenset(self._in_flight)
+
+    def commit(self, payload: Payload, images: Sequence[ManifestImage], replaces: Sequence[UUID] = ()) -> Receipt:
+        """Write the batch until it is protected (or stored, with one member left); then the catalog."""
+        given_up: list[Attempt] = []
+        try:
+            attempt = self._write_until_safe(payload, images, list(replaces), given_up)
+            receipt = self._acknowledge(attempt)
+        finally:
+            for failed in given_up:
+                self._abandon(failed)
+        with self._lock:
+            self._in_flight.discard(attempt.segment)
+        return receipt
+
+    def _write_until_safe(
+        self, payload: Payload, images: Sequence[ManifestImage], replaces: list[UUID], given_up: list[Attempt]
+    ) -> Attempt:
+        while True:
+            attempt = self._write(self._placement(), payload, images, replaces)
+            if attempt.operations and len(attempt.durable) >= _needed(attempt):
+                return attempt
+            given_up.append(attempt)
+            replaces.append(attempt.segment)
+
+    def _placement(self) -> Placement:
+        places = self._membership.places()
+        target = self._membership.roster.geometry
+        up = sum(p.up for p in places)
+        if up == 0:
+            raise ArrayUnwritable("no member is up")
+        chosen = place(target, places, self._random)
+        if chosen is None:
+            roomy = sum(p.up and p.roomy for p in places)
+            raise ArrayFull(f"{roomy} of {up} members have room, {min(target.m, max(up - 1, 1)) + 1} are needed")
+        return chosen
+
+    # -- C1 on every member -----------------------------------------------------------------------------
+
+    def _write(
+        self, placement: Placement, payload: Payload, images: Sequence[ManifestImage], replaces: Sequence[UUID]
+    ) -> Attempt:
+        segment = self._take_id()
+        manifest = self._manifest(segment, placement, payload.used, images, replaces)
+        shards = seal(manifest, bodies(payload, placement.geometry))
+        with self._lock:
+            self._in_flight.add(segment)
+        attempt = Attempt(segment, placement, manifest, len(shards[0].prefix), {}, set(), self._lone(placement))
+        for shard, uuid in zip(shards, placement.members, strict=True):
+            member = self._membership.writable(uuid)
+            operation = None if member is None else self._start(member, segment, shard, payload)
+            if operation is not None:
+                attempt.operations[shard.index] = operation
+        self._await(attempt)
+        return attempt
+
+    def _lone(self, placement: Placement) -> bool:
+        return sum(self._membership.writable(uuid) is not None for uuid in placement.members) == 1
+
+    def _take_id(self) -> UUID:
+        segment = self._catalog.take_id()
+        if segment is None:
+            self._catalog.reserve(self._now_ms(), self._random)
+            segment = self._catalog.take_id()
+        assert segment is not None
+        return segment
+
+    def _manifest(
+        self,
+        segment: UUID,
+        placement: Placement,
+        used: int,
+        images: Sequence[ManifestImage],
+        replaces: Sequence[UUID],
+    ) -> Manifest:
+        sequence, digest = self._catalog.journal_head()
+        return Manifest(
+            array=self._membership.roster.array,
+            segment=segment,
+            written_at=self._now(),
+            geometry=placement.geometry,
+            payload_length=used,
+            members=placement.members,
+            replaces=tuple(replaces),
+            journal_sequence=sequence,
+            journal_hash=digest,
+            tables=(),
+            images=tuple(images),
+        )
+
+    def _start(self, member: Member, segment: UUID, shard: SealedShard, payload: Payload) -> Operation[None] | None:
+        path = shard_path(segment, shard.index)
+        temporary = temporary_path(segment, shard.index)
+
+        def make_durable(disk: MemberDisk, cancel: Cancel) -> None:
+            write_durable(disk, temporary, path, [shard.prefix, shard.body], cancel)
+            member.last_write_at = time.monotonic()
+
+        try:
+            operation = member.submit("write", make_durable)
+        except MemberError:
+            return None
+        if payload.lease is not None:
+            payload.lease.hold()
+            operation.add_done_callback(partial(_give_back, payload.lease))
+        return operation
+
+    def _await(self, attempt: Attempt) -> None:
+        """Until all are done, or the laggard rule gives up on the rest. Fills ``attempt.durable``."""
+        operations = attempt.operations
+        gathering = Gathering(list(operations.values()))
+        if gathering.wait_succeeded(_needed(attempt)):
+            took = [operation.elapsed_s() for operation in gathering.succeeded()]
+            patience_s = max(LAGGARD_S, LAGGARD_FACTOR * statistics.median(took))
+            gathering.wait(lambda: len(gathering.settled()) == len(operations), patience_s)
+        for index, operation in operations.items():
+            if not operation.settled():
+                operation.cancel.cancel()
+            elif self._is_durable(attempt, index, operation):
+                attempt.durable.add(index)
+
+    def _is_durable(self, attempt: Attempt, index: int, operation: Operation[None]) -> bool:
+        member = self._membership.member(attempt.placement.members[index])
+        try:
+            operation.result() if member is None else member.result(operation)
+        except (MemberError, Cancelled):
+            return False  # judged by member.result: it has left, or has no room
+        return True
+
+    # -- C4 ---------------------------------------------------------------------------------------------
+
+    def _acknowledge(self, attempt: Attempt) -> Receipt:
+        geometry = attempt.placement.geometry
+        absent = frozenset(range(geometry.n)) - attempt.durable
+        new = NewSegment(attempt.manifest, attempt.body_offset, attempt.placement, absent)
+        self._catalog.commit(new, now=self._now(), now_ms=self._now_ms(), random=self._random)
+        if absent:
+            self._on_absent(attempt.segment)
+        return Receipt(attempt.segment, len(attempt.durable) >= geometry.k + 1)
+
+    # -- what was given up ------------------------------------------------------------------------------
+
+    def _abandon(self, attempt: Attempt) -> None:
+        """Take away the shards of an attempt that nobody was told of; its id is free once all are gone.
+
+        What cannot be reached now keeps its reservation and is settled when its member returns."""
+        ledger = _Ledger(set(attempt.operations))
+        for index, operation in attempt.operations.items():
+            operation.cancel.cancel()
+            operation.add_done_callback(partial(self._clear, attempt, index, ledger))
+
+    def _clear(self, attempt: Attempt, index: int, ledger: _Ledger, _ended: Operation[None]) -> None:
+        """Runs when the write has really ended, so that nothing can appear after the unlink."""
+        member = self._membership.member(attempt.placement.members[index])
+        path = shard_path(attempt.segment, index)
+
+        def unlink(disk: MemberDisk, _cancel: Cancel) -> None:
+            disk.unlink(temporary_path(attempt.segment, index))
+            disk.unlink(path)
+            self._strike(attempt.segment, index, ledger, gone=True)
+
+        try:
+            if member is not None:
+                member.submit("repair", unlink)
+        except MemberError:
+            self._strike(attempt.segment, index, ledger, gone=False)
+
+    def _strike(self, segment: UUID, index: int, ledger: _Ledger, *, gone: bool) -> None:
+        with self._lock:
+            ledger.open.discard(index)
+            ledger.kept |= not gone
+            if ledger.open:
+                return
+            self._in_flight.discard(segment)
+        if not ledger.kept:
+            self._catalog.release([segment])
+
+
+def _give_back(lease: Lease, _ended: Operation[None]) -> None:
+    lease.release()
+
+
+def temporary_path(segment: UUID, index: int) -> str:
+    """Where a shard is while it is written: a name of its own, so that a late write meets nothing else."""
+    return f"tmp/{segment}-{index:02d}.shard"
+
+
+def _needed(attempt: Attempt) -> int:
+    """Durable shards that let a batch be committed: k+1, or the only one when one member is left."""
+    return 1 if attempt.lone else attempt.placement.geometry.k + 1
+
+
+def bodies(payload: Payload, geometry: Geometry) -> list[Buffer]:
+    """The k data shards as views of the payload buffer (its padding set to zero), then the parity."""
+    data = data_bodies(payload.buffer, payload.used, geometry.k)
+    return [*data, *erasure(geometry).encode(data)]

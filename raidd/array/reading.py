@@ -1,0 +1,385 @@
+"""The way back: from the catalog's parts to the bytes that went in, or an error; never other bytes.
+
+A part of an image is read from the data shards that hold its range, in parallel, and believed only when its
+SHA-256 is the manifest's. When a shard is absent, fails or is late (`HEDGE_S`), the same byte range of k
+other shards gives it: the code works byte by byte, so a range costs a range. When the digest does not match,
+the part is read again, block by block against the checksum tables; that finds the damaged shard, which is
+reported (`on_damage`) for the repair queue, out of the reader's way.
+
+The parts are at most 64 MiB (codec limit; a writer makes 32 MiB): a reader holds one of them at a time,
+whatever the size of the image.
+
+Source of the idea to decode ranges: the erasure code is a linear map on bytes (format.md, Code).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+from uuid import UUID
+
+from raidd.array.catalog import Catalog, ImageRow, PartRow, SegmentRow
+from raidd.array.member_disk import FileNotThere, MemberDisk
+from raidd.array.members import Lane, Member
+from raidd.array.membership import Membership
+from raidd.array.worker import Cancel, Cancelled, Operation
+from raidd.codec.erasure import Buffer, erasure
+from raidd.codec.geometry import Extent, extents, shard_length
+from raidd.codec.shard import Prefix, damaged_blocks, parse_prefix, shard_path
+from raidd.errors import ImageUnreadable, MemberAway, MemberError, ShardDamaged, ShardError
+
+HEDGE_S = 0.5
+"""A shard that has not answered within this time is decoded from the others."""
+PATIENCE_S, LAST_PATIENCE_S = 2.0, 60.0
+"""How long a block-by-block read waits for shards: first, and when too few of them answered."""
+PREFIXES_KEPT = 256
+"""Parsed heads kept for block checks: some 10 KiB each for a full segment."""
+
+Damage = Literal["missing", "damaged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The byte range [start, stop) of a shard's body."""
+
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.start
+
+
+class Reader:
+    """Reads images. Any thread; holds no lock while it waits for a disk."""
+
+    def __init__(
+        self, catalog: Catalog, membership: Membership, on_damage: Callable[[UUID, int, Damage], None]
+    ) -> None:
+        self._catalog = catalog
+        self._membership = membership
+        self._on_damage = on_damage
+        self._prefixes: OrderedDict[tuple[UUID, int], Prefix] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read_image(self, image: ImageRow) -> Iterator[bytes]:
+        """The image's bytes, a verified part at a time. Raises ImageUnreadable before a wrong byte is given."""
+        digest = hashlib.sha256()
+        parts = sorted(image.parts, key=lambda part: part.image_offset)
+        for number, part in enumerate(parts):
+            data = self._part_of(image, part)
+            digest.update(data)
+            if number == len(parts) - 1 and digest.hexdigest() != image.sha256:
+                raise ImageUnreadable(
+                    f"image {image.sop_instance_uid}: its parts do not make the whole that was stored"
+                )
+            yield data
+
+    def _part_of(self, image: ImageRow, part: PartRow) -> bytes:
+        """A part; when its segment cannot give it (or was replaced meanwhile), the same range of another copy."""
+        try:
+            return self.read_part(part)
+        except ImageUnreadable as error:
+            for copy in self._catalog.copies(image.sop_instance_uid, image.version, self._membership.away()):
+                for other in copy.parts:
+                    if _same_range(other, part) and other.segment != part.segment:
+                        return self._other(other, error)
+            raise
+
+    def _other(self, part: PartRow, first: ImageUnreadable) -> bytes:
+        try:
+            return self.read_part(part)
+        except ImageUnreadable:
+            raise first from None
+
+    def read_part(self, part: PartRow) -> bytes:
+        """One part, its SHA-256 proved."""
+        row = self._row(part.segment)
+        data = self._quick(row, part)
+        if data is None or hashlib.sha256(data).hexdigest() != part.part_sha256:
+            data = self.read_range(row, part.offset, part.length)
+        if hashlib.sha256(data).hexdigest() != part.part_sha256:
+            raise ImageUnreadable(f"segment {part.segment}: the digest of a part does not match")
+        return data
+
+    def _row(self, segment: UUID) -> SegmentRow:
+        row = self._catalog.segment(segment)
+        if row is None:
+            raise ImageUnreadable(f"segment {segment} is not in the catalog")
+        return row
+
+    # -- unverified and fast: the caller compares a digest ------------------------------------------------
+
+    def _quick(self, row: SegmentRow, part: PartRow) -> bytes | None:
+        """The range without looking at checksums; None when fewer than k shards answer."""
+        length = shard_length(row.payload_length, row.placement.geometry.k)
+        wanted = extents(part.offset, part.length, length)
+        pieces = self._fetch_extents(row, wanted)
+        lost = [extent for extent in wanted if extent.shard not in pieces]
+        if lost:
+            hull = Span(min(e.offset for e in lost), max(e.offset + e.length for e in lost))
+            decoded = self._decode_raw(row, [e.shard for e in lost], hull)
+            if decoded is None:
+                return None
+            for extent in lost:
+                start = extent.offset - hull.start
+                pieces[extent.shard] = memoryview(decoded[extent.shard])[start : start + extent.length]
+        return b"".join(pieces[extent.shard] for extent in wanted)
+
+    def _fetch_extents(self, row: SegmentRow, wanted: Sequence[Extent]) -> dict[int, Buffer]:
+        asked = {e.shard: self._ask(row, e.shard, Span(e.offset, e.offset + e.length)) for e in wanted}
+        return self._collect(row, asked, {e.shard: e.length for e in wanted})
+
+    def _decode_raw(self, row: SegmentRow, wanted: Sequence[int], span: Span) -> dict[int, Buffer] | None:
+        geometry = row.placement.geometry
+        present: dict[int, Buffer] = {}
+        candidates = [index for index in range(geometry.n) if index not in wanted]
+        while len(present) < geometry.k and candidates:
+            batch, candidates = candidates[: geometry.k - len(present)], candidates[geometry.k - len(present) :]
+            asked = {index: self._ask(row, index, span) for index in batch}
+            present |= self._collect(row, asked, dict.fromkeys(batch, span.length))
+        if len(present) < geometry.k:
+            return None
+        return dict(erasure(geometry).reconstruct(present, wanted))
+
+    def _ask(
+        self, row: SegmentRow, index: int, span: Span, lane: Lane = "read", *, last_resort: bool = False
+    ) -> tuple[Member, Operation[bytes]] | None:
+        if index in self._catalog.absent(row.segment):
+            return None
+        member = self._membership.readable(row.placement.members[index], last_resort=last_resort)
+        if member is None:
+            return None
+        path, start = shard_path(row.segment, index), row.body_offset + span.start
+        try:
+            return member, member.submit(lane, partial(_read, path=path, offset=start, length=span.length))
+        except MemberAway:
+            return None
+
+    def _collect(
+        self,
+        row: SegmentRow,
+        asked: dict[int, tuple[Member, Operation[bytes]] | None],
+        lengths: dict[int, int],
+        hedge_s: float = HEDGE_S,
+    ) -> dict[int, Buffer]:
+        """What came in time and whole. What is late is left behind: its own deadline will judge the disk."""
+        found: dict[int, Buffer] = {}
+        until = time.monotonic() + hedge_s
+        for index, question in asked.items():
+            if question is None:
+                continue
+            member, operation = question
+            if not operation.wait(max(0.0, until - time.monotonic())):
+                operation.add_done_callback(partial(_judge_late, member))
+                continue
+            data = self._answer(row, index, member, operation)
+            if data is not None and len(data) == lengths[index]:
+                found[index] = data
+            elif data is not None:
+                self._on_damage(row.segment, index, "damaged")
+        return found
+
+    def _answer(self, row: SegmentRow, index: int, member: Member, operation: Operation[bytes]) -> bytes | None:
+        try:
+            return member.result(operation)
+        except FileNotThere:
+            self._on_damage(row.segment, index, "missing")
+        except (MemberError, Cancelled):
+            pass  # judged by member.result: the member has left or was counted
+        return None
+
+    # -- block by block, every byte checked ---------------------------------------------------------------
+
+    def read_range(self, row: SegmentRow, offset: int, length: int) -> bytes:
+        """A range of the payload, every block checked against its CRC-32C, damaged ones decoded.
+
+        Raises ImageUnreadable when a block cannot be had from any k good shards."""
+        size = shard_length(row.payload_length, row.placement.geometry.k)
+        wanted = extents(offset, length, size)
+        block = row.block_size
+        hull = Span(
+            min(e.offset for e in wanted) // block * block,
+            min(size, -(-max(e.offset + e.length for e in wanted) // block) * block),
+        )
+        bodies = self.verified_bodies(row, sorted({e.shard for e in wanted}), hull)
+        return b"".join(bodies[e.shard][e.offset - hull.start : e.offset - hull.start + e.length] for e in wanted)
+
+    def verified_bodies(
+        self, row: SegmentRow, wanted: Sequence[int], span: Span, lane: Lane = "read"
+    ) -> dict[int, memoryview]:
+        """The same block-aligned range of the wanted shards (data or parity), whatever they have to be made of.
+
+        Asks the wanted ones first, the others only when a block is missing; waits longer only when those that
+        answer soon are too few. Raises ImageUnreadable."""
+        try:
+            return self._verified(row, wanted, span, lane, PATIENCE_S)
+        except ImageUnreadable:
+            return self._verified(row, wanted, span, lane, LAST_PATIENCE_S)
+
+    def _verified(
+        self, row: SegmentRow, wanted: Sequence[int], span: Span, lane: Lane, patience_s: float
+    ) -> dict[int, memoryview]:
+        geometry, block = row.placement.geometry, row.block_size
+        good = self._good_blocks(row, wanted, span, lane, patience_s)
+        blocks = range(span.start // block, -(-span.stop // block))
+        if any(number not in good.get(index, ({}, b""))[0] for index in wanted for number in blocks):
+            rest = [index for index in range(geometry.n) if index not in wanted]
+            good |= self._good_blocks(row, rest, span, lane, patience_s)
+        result = {index: bytearray(span.length) for index in wanted}
+        for run in _runs(blocks, good):
+            self._fill(row, result, good, run, span)
+        return {index: memoryview(body) for index, body in result.items()}
+
+    def _fill(
+        self,
+        row: SegmentRow,
+        result: dict[int, bytearray],
+        good: dict[int, tuple[set[int], bytes]],
+        run: tuple[int, int, frozenset[int]],
+        span: Span,
+    ) -> None:
+        first, last, have = run
+        geometry, block = row.placement.geometry, row.block_size
+        start, stop = first * block - span.start, min((last + 1) * block, span.stop) - span.start
+        missing = [index for index in result if index not in have]
+        if missing and len(have) < geometry.k:
+            raise ImageUnreadable(
+                f"segment {row.segment}: {len(have)} of the {geometry.k} shards that are needed can be read"
+            )
+        for index in result:
+            if index in have:
+                result[index][start:stop] = good[index][1][start:stop]
+        if missing:
+            pieces: dict[int, Buffer] = {
+                index: memoryview(good[index][1])[start:stop] for index in sorted(have)[: geometry.k]
+            }
+            for index, piece in erasure(geometry).reconstruct(pieces, missing).items():
+                result[index][start:stop] = piece
+
+    def _good_blocks(
+        self, row: SegmentRow, indexes: Sequence[int], span: Span, lane: Lane, patience_s: float
+    ) -> dict[int, tuple[set[int], bytes]]:
+        """index → (numbers of the blocks that are proved good, the bytes read). Damage is reported."""
+        prefixes = self._agreeing(row, self._prefixes_of(row, indexes, lane, patience_s))
+        asked = {index: self._ask(row, index, span, lane, last_resort=patience_s > PATIENCE_S) for index in prefixes}
+        bodies = self._collect(row, asked, dict.fromkeys(prefixes, span.length), patience_s)
+        first = span.start // row.block_size
+        numbers = range(first, -(-span.stop // row.block_size))
+        good = {}
+        for index, body in bodies.items():
+            bad = set(damaged_blocks(prefixes[index], body, first))
+            if bad:
+                self._note_bad(row, index, len(bad))
+            good[index] = (set(numbers) - bad, bytes(body))
+        return good
+
+    def _note_bad(self, row: SegmentRow, index: int, count: int) -> None:
+        member = self._membership.readable(row.placement.members[index])
+        if member is not None:
+            member.count_error(f"{count} damaged blocks in segment {row.segment} shard {index}")
+        self._on_damage(row.segment, index, "damaged")
+
+    def _agreeing(self, row: SegmentRow, prefixes: dict[int, Prefix]) -> dict[int, Prefix]:
+        """Only shards that describe themselves as the catalog does, and of those the largest agreeing group."""
+        fitting = {
+            index: prefix
+            for index, prefix in prefixes.items()
+            if prefix.head.geometry == row.placement.geometry
+            and prefix.head.payload_length == row.payload_length
+            and prefix.head.body_offset == row.body_offset
+            and prefix.table_matches_manifest()
+        }
+        for index in set(prefixes) - set(fitting):
+            self._on_damage(row.segment, index, "damaged")
+        if not fitting:
+            return {}
+        groups = Counter(prefix.agreement() for prefix in fitting.values())
+        best, _count = groups.most_common(1)[0]
+        return {index: prefix for index, prefix in fitting.items() if prefix.agreement() == best}
+
+    def _prefixes_of(self, row: SegmentRow, indexes: Sequence[int], lane: Lane, patience_s: float) -> dict[int, Prefix]:
+        found: dict[int, Prefix] = {}
+        asked: dict[int, tuple[Member, Operation[bytes]] | None] = {}
+        for index in indexes:
+            with self._lock:
+                kept = self._prefixes.get((row.segment, index))
+            if kept is not None:
+                found[index] = kept
+            else:
+                asked[index] = self._ask(
+                    row, index, Span(-row.body_offset, 0), lane, last_resort=patience_s > PATIENCE_S
+                )
+        answers = self._collect(row, asked, dict.fromkeys(asked, row.body_offset), patience_s)
+        for index, data in answers.items():
+            prefix = self._parse(row, index, data)
+            if prefix is not None:
+                found[index] = prefix
+        return found
+
+    def _parse(self, row: SegmentRow, index: int, data: Buffer) -> Prefix | None:
+        try:
+            prefix = parse_prefix(data)
+            if prefix.head.segment != row.segment or prefix.head.index != index:
+                raise ShardDamaged(f"segment {row.segment}: the head of shard {index} names another shard")
+        except ShardDamaged:
+            self._note_bad(row, index, 1)
+            return None
+        except ShardError:
+            return None  # a newer format: unreadable, not damaged; never repaired over
+        with self._lock:
+            self._prefixes[(row.segment, index)] = prefix
+            while len(self._prefixes) > PREFIXES_KEPT:
+                self._prefixes.popitem(last=False)
+        return prefix
+
+    def prefix(self, row: SegmentRow, indexes: Sequence[int], lane: Lane = "repair") -> Prefix:
+        """One trusted prefix of the segment, for re-creating a sibling. Raises ImageUnreadable."""
+        agreeing = self._agreeing(row, self._prefixes_of(row, indexes, lane, LAST_PATIENCE_S))
+        if len(agreeing) < min(row.placement.geometry.k, len(indexes)):
+            raise ImageUnreadable(f"segment {row.segment}: the heads of its shards cannot be read")
+        return agreeing[min(agreeing)]
+
+    def forget(self, segment: UUID, index: int) -> None:
+        """Drop what is remembered of a shard that was written again."""
+        with self._lock:
+            self._prefixes.pop((segment, index), None)
+
+
+def _runs(blocks: range, good: dict[int, tuple[set[int], bytes]]) -> Iterator[tuple[int, int, frozenset[int]]]:
+    """Neighbouring blocks that the same shards have: (first, last, those shards)."""
+    first, have = blocks.start, None
+    for number in blocks:
+        now = frozenset(index for index, (numbers, _body) in good.items() if number in numbers)
+        if have is not None and now != have:
+            yield first, number - 1, have
+            first = number
+        have = now
+    if have is not None:
+        yield first, blocks.stop - 1, have
+
+
+def _read(disk: MemberDisk, _cancel: Cancel, *, path: str, offset: int, length: int) -> bytes:
+    return disk.read(path, offset, length)
+
+
+def _same_range(a: PartRow, b: PartRow) -> bool:
+    return (a.image_offset, a.length, a.part_sha256) == (b.image_offset, b.length, b.part_sha256)
+
+
+def _judge_late(member: Member, operation: Operation[bytes]) -> None:
+    """A late answer that turned out to be an error still says something about the disk."""
+    try:
+        operation.result()
+    except FileNotThere:
+        return
+    except MemberError as error:
+        member.judge(error)
+    except Cancelled:
+        return

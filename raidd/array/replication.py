@@ -1,0 +1,89 @@
+"""What every member carries besides shards: the journal, the settings, README.txt and recover.py.
+
+The journal is replicated behind the commits, not within them: what it says of images can be read off the shards,
+and a flush more for every commit would cost a third of the speed. What cannot be read off shards (a purge) is
+replicated before it is acted on; `replicate_once` then is called by whoever needs it.
+
+Everything is compared before it is written, so that a start costs reads only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from uuid import UUID
+
+from raidd.array.catalog import Catalog
+from raidd.array.journal import JournalDamaged, replica_head, replicate, rewrite_replica
+from raidd.array.member_disk import FileNotThere, MemberDisk
+from raidd.array.members import Member
+from raidd.array.membership import Membership
+from raidd.errors import MemberError
+
+LOG = logging.getLogger(__name__)
+EVERYTHING = 1 << 40
+PAGE = 1000
+"""Journal entries read and appended at a time."""
+
+
+class Replicator:
+    """Brings each member's journal and papers up to date. One thread at a time."""
+
+    def __init__(
+        self, catalog: Catalog, membership: Membership, papers: Mapping[str, bytes], now: Callable[[], str]
+    ) -> None:
+        self._catalog, self._membership, self._now = catalog, membership, now
+        self.papers = dict(papers)
+        self._replicated: dict[UUID, int] = {}
+
+    def replicate_once(self) -> bool:
+        """Append what is new to every member that is there. True while there is more."""
+        head, _digest = self._catalog.journal_head()
+        behind = [m for m in self._membership.present_members() if self._replicated.get(m.uuid, -1) < head]
+        for member in behind:
+            try:
+                self._append(member)
+            except MemberError:
+                self._replicated.pop(member.uuid, None)  # judged; looked at again when it is back
+        return any(m.present and self._replicated.get(m.uuid, -1) < head for m in behind)
+
+    def forget(self, member: UUID) -> None:
+        """The member was away: what its replica holds has to be read again."""
+        self._replicated.pop(member, None)
+
+    def _append(self, member: Member) -> None:
+        known = self._replicated.get(member.uuid)
+        if known is None:
+            known = member.call("probe", lambda disk, _c: self._rejoin(disk))
+        entries = self._catalog.journal_after(known, PAGE)
+        if entries:
+            member.call("probe", lambda disk, _c: replicate(disk, entries))
+            known = entries[-1].sequence
+        self._replicated[member.uuid] = known
+
+    def _rejoin(self, disk: MemberDisk) -> int:
+        """Where the replica ends; one that is damaged, or not of this journal, is kept aside and written anew."""
+        try:
+            sequence, digest = replica_head(disk)
+            if self._catalog.journal_holds((sequence, digest)):
+                return sequence
+        except JournalDamaged as error:
+            LOG.warning("%s", error.message)
+        entries = self._catalog.journal_after(0, EVERYTHING)
+        rewrite_replica(disk, entries, self._now())
+        return entries[-1].sequence if entries else 0
+
+    def furnish(self, member: Member) -> None:
+        """Put the papers that are missing or old onto a member that is there."""
+        member.call("probe", lambda disk, _c: furnish(disk, self.papers))
+
+
+def furnish(disk: MemberDisk, papers: Mapping[str, bytes]) -> None:
+    """Write each paper that the disk does not have in this very form."""
+    for path, data in papers.items():
+        try:
+            same = disk.read(path) == data
+        except FileNotThere:
+            same = False
+        if not same:
+            disk.replace(path, data)

@@ -1,0 +1,206 @@
+"""What the members hold of a segment: heads read, grouped by agreement, judged by rule C2 of format.md.
+
+Read-only. Used by adoption (leftovers of a crash), by reindex and by assemble. Shards count together only when
+their heads and manifests agree; the group with k or more wins. If two groups have k or more (possible when
+k <= m), the one whose checksum tables are those its manifest names wins; if both do, the one the catalog knows;
+else neither is served and both are named.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from uuid import UUID
+
+from raidd.array.member_disk import FileNotThere, MemberDisk
+from raidd.array.members import Lane, Member
+from raidd.array.worker import Cancel, Cancelled, Operation
+from raidd.codec.manifest import Manifest
+from raidd.codec.shard import HEAD_SIZE, Prefix, damaged_blocks, parse_head, parse_prefix, parse_shard_path, shard_path
+from raidd.errors import MemberError, ShardDamaged, ShardUnsupported
+
+FIRST_READ = 16384
+"""Heads of ordinary segments fit; a larger one costs a second read."""
+
+
+class Verdict(StrEnum):
+    """What a shard file turned out to be."""
+
+    GOOD = "good"
+    TORN = "torn"  # head and manifest can be read, the body contradicts its table
+    DAMAGED = "damaged"  # not even that
+    UNSUPPORTED = "unsupported"  # a newer format: never touched
+    UNREACHABLE = "unreachable"  # the member did not answer
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One shard file on one member."""
+
+    segment: UUID
+    index: int
+    member: UUID
+    verdict: Verdict
+    prefix: Prefix | None = None
+
+    @property
+    def path(self) -> str:
+        """Relative to the member folder."""
+        return shard_path(self.segment, self.index)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Shards of one segment that agree: index → the first member found to hold it."""
+
+    manifest: Manifest
+    prefix: Prefix
+    holders: Mapping[int, UUID]
+
+    @property
+    def exists(self) -> bool:
+        """C2, the first half: k or more."""
+        return len(self.holders) >= self.manifest.geometry.k
+
+
+def inspect(disk: MemberDisk, segment: UUID, index: int, *, whole: bool) -> Found:
+    """Read one shard file's head (and with ``whole`` every block of its body) and say what it is worth."""
+    path = shard_path(segment, index)
+    try:
+        prefix = read_prefix(disk, path)
+        head = prefix.head
+        if head.segment != segment or head.index != index:
+            raise ShardDamaged(f"{path}: its head names shard {head.index} of {head.segment}")
+        if disk.length(path) != head.file_length:
+            return Found(segment, index, disk.uuid, Verdict.TORN, prefix)
+        if whole and not body_is_good(disk, path, prefix):
+            return Found(segment, index, disk.uuid, Verdict.TORN, prefix)
+        return Found(segment, index, disk.uuid, Verdict.GOOD, prefix)
+    except ShardUnsupported:
+        return Found(segment, index, disk.uuid, Verdict.UNSUPPORTED)
+    except ShardDamaged:
+        return Found(segment, index, disk.uuid, Verdict.DAMAGED)
+
+
+def _inspect(segment: UUID, index: int, whole: bool, disk: MemberDisk, _cancel: Cancel) -> Found:
+    return inspect(disk, segment, index, whole=whole)
+
+
+def read_prefix(disk: MemberDisk, path: str) -> Prefix:
+    """Head, table and manifest of a shard file, verified. ShardDamaged, ShardUnsupported, MemberError."""
+    data = disk.read(path, 0, FIRST_READ)
+    head = parse_head(data[:HEAD_SIZE])
+    if len(data) < head.body_offset:
+        data += disk.read(path, len(data), head.body_offset - len(data))
+    prefix = parse_prefix(data[: head.body_offset])
+    prefix.manifest()  # its limits and its agreement with the head
+    return prefix
+
+
+def body_is_good(disk: MemberDisk, path: str, prefix: Prefix) -> bool:
+    """Every block of the body against its CRC-32C, 4 MiB at a time."""
+    head = prefix.head
+    step = 64 * head.block_size
+    for start in range(0, head.shard_length, step):
+        wanted = min(step, head.shard_length - start)
+        body = disk.read(path, head.body_offset + start, wanted)
+        if len(body) != wanted or damaged_blocks(prefix, body, start // head.block_size):
+            return False
+    return True
+
+
+def shard_names(disk: MemberDisk, folders: Iterable[str]) -> list[tuple[UUID, int]]:
+    """(segment, index) of every well-named shard file in these day folders, in id order."""
+    found = []
+    for folder in folders:
+        for name in disk.list(folder):
+            try:
+                found.append(parse_shard_path(f"{folder}/{name}"))
+            except ShardDamaged:
+                continue  # not a shard's name: nobody's business here
+    return sorted(found)
+
+
+def day_folders(disk: MemberDisk) -> list[str]:
+    """Every day folder of a member, oldest first."""
+    days = []
+    for year in _folders(disk, "segments"):
+        for month in _folders(disk, year):
+            days += _folders(disk, month)
+    return sorted(days)
+
+
+def _folders(disk: MemberDisk, path: str) -> list[str]:
+    return [f"{path}/{name[:-1]}" for name in disk.list(path) if name.endswith("/")]
+
+
+def inspect_all(
+    names: Mapping[UUID, Iterable[tuple[UUID, int]]],
+    members: Mapping[UUID, Member],
+    *,
+    whole: bool,
+    lane: Lane = "repair",
+) -> dict[UUID, list[Found]]:
+    """segment → what each member holds of it. ``names``: member → (segment, index) to look at. In parallel."""
+    asked: list[tuple[UUID, int, Member, Operation[Found]]] = []
+    result: dict[UUID, list[Found]] = defaultdict(list)
+    for uuid, wanted in names.items():
+        member = members[uuid]
+        for segment, index in wanted:
+            try:
+                operation = member.submit(lane, partial(_inspect, segment, index, whole))
+                asked.append((segment, index, member, operation))
+            except MemberError:
+                result[segment].append(Found(segment, index, uuid, Verdict.UNREACHABLE))
+    for segment, index, member, operation in asked:
+        try:
+            result[segment].append(member.result(operation))
+        except FileNotThere:
+            continue  # gone since it was listed
+        except (MemberError, Cancelled):
+            result[segment].append(Found(segment, index, member.uuid, Verdict.UNREACHABLE))
+    return dict(result)
+
+
+def groups(found: Iterable[Found]) -> list[Group]:
+    """The agreeing groups among good shards, largest first."""
+    piles: dict[Hashable, list[Found]] = defaultdict(list)
+    for shard in found:
+        if shard.verdict == Verdict.GOOD and shard.prefix is not None:
+            piles[shard.prefix.agreement()].append(shard)
+    made = [_group(pile) for pile in piles.values()]
+    return sorted(made, key=lambda group: -len(group.holders))
+
+
+def _group(pile: list[Found]) -> Group:
+    holders: dict[int, UUID] = {}
+    prefix = pile[0].prefix
+    assert prefix is not None
+    manifest = prefix.manifest()
+    for shard in pile:
+        # where the manifest meant it to be wins over a copy that a rebuild left behind
+        if shard.index not in holders or manifest.members[shard.index] == shard.member:
+            holders[shard.index] = shard.member
+    return Group(manifest, prefix, holders)
+
+
+def winner(candidates: list[Group], found: Iterable[Found], known: bool) -> Group | None:
+    """The group that is the segment (format.md, Agreement); None when none has k, or when two equally claim it."""
+    existing = [group for group in candidates if group.exists]
+    if len(existing) > 1:
+        existing = [group for group in existing if _tables_match(group, found)] or existing
+    if len(existing) > 1 and known:
+        return None  # the caller keeps what the catalog has
+    return existing[0] if len(existing) == 1 else None
+
+
+def _tables_match(group: Group, found: Iterable[Found]) -> bool:
+    mine = group.prefix.agreement()
+    return all(
+        shard.prefix.table_matches_manifest()
+        for shard in found
+        if shard.prefix is not None and shard.prefix.agreement() == mine
+    )

@@ -1,0 +1,258 @@
+"""What an operator may do to the members: add, replace, offline, online, remove. One at a time.
+
+Each looks at everything first and refuses with the reason; then it changes the roster by its one transition table,
+durably, before anything that the change allows begins; then it is journaled with who asked for it. A crash in
+between leaves either the old roster or the new one, on the labels and in state_dir.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from uuid import uuid4
+
+from raidd import api
+from raidd.array.admission import Newcomer, examine
+from raidd.array.host import create_member_folder
+from raidd.array.label import label_for
+from raidd.array.local_disk import LocalDisk
+from raidd.array.member_disk import MemberDisk
+from raidd.array.members import Member
+from raidd.array.membership import Membership
+from raidd.array.roster import (
+    MemberState,
+    Presence,
+    Roster,
+    RosterEntry,
+    RosterEvent,
+    add,
+    apply,
+    replace_member,
+)
+from raidd.array.store import Store
+from raidd.config import Config
+from raidd.daemon.papers import papers
+from raidd.daemon.view import View
+from raidd.errors import RequestRefused
+
+Journal = Callable[[str, str, tuple[str, ...], dict[str, object]], None]
+
+
+class Administration:
+    """Changes the roster. Any thread; one change at a time."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        view: View,
+        *,
+        lock_disk: Callable[[MemberDisk], None],
+        unlock_member: Callable[[Member], None],
+        journal: Journal,
+        changed: Callable[[], None],
+    ) -> None:
+        self._config, self._store, self._view = config, store, view
+        self._membership: Membership = store.membership
+        self._lock_disk, self._unlock_member = lock_disk, unlock_member
+        self._journal, self._changed = journal, changed
+        self._one_at_a_time = threading.Lock()
+
+    def add(self, request: api.AddRequest, actor: str) -> api.MemberReply:
+        """A blank disk becomes a member in a new slot, or a spare."""
+        with self._one_at_a_time:
+            newcomer = self._examine(request.path, request.allow_same_device, request.allow_filesystem)
+            entry = _entry(newcomer, request.bay, request.enclosure)
+            roster = add(self._roster(newcomer), entry, spare=request.spare)
+            self._take_in(newcomer, entry, roster)
+            self._journal(actor, "add", (str(entry.member),), {"path": newcomer.path, "spare": request.spare})
+        message = "It will take over by itself when a member fails." if request.spare else _added_message(roster)
+        return api.MemberReply(member=self._view.member_of(entry.member), message=message, warnings=_warnings(newcomer))
+
+    def replace(self, slot: int, request: api.ReplaceRequest, actor: str) -> api.ReplaceReply:
+        """A blank disk takes the place of a failed, missing, suspect or offline member, and is rebuilt."""
+        with self._one_at_a_time:
+            old = self._membership.roster.slot_entry(slot)
+            newcomer = self._examine(request.path, request.allow_same_device, request.allow_filesystem)
+            entry = _entry(newcomer, request.bay or old.bay, request.enclosure or old.enclosure)
+            presence = self._membership.presence(old.member)
+            roster = replace_member(self._roster(newcomer), slot, entry, presence)
+            plan = self._plan(slot, old, entry, newcomer)
+            if request.dry_run:
+                return plan
+            self._take_in(newcomer, entry, roster)
+            detail: dict[str, object] = {"slot": slot, "old": str(old.member), "path": newcomer.path}
+            self._journal(actor, "replace", (str(entry.member),), detail)
+            return plan.model_copy(
+                update={
+                    "started": True,
+                    "old": self._view.member_of(old.member),
+                    "new": self._view.member_of(entry.member),
+                }
+            )
+
+    def _plan(self, slot: int, old: RosterEntry, new: RosterEntry, newcomer: Newcomer) -> api.ReplaceReply:
+        _segments, size = self._store.catalog.load(old.member)
+        usable = newcomer.free_bytes - int(newcomer.size_bytes * self._config.capacity.reserve_percent / 100)
+        warnings = _warnings(newcomer)
+        if size > usable:
+            warnings.append(f"{size - usable} bytes will not fit: the new disk is too small for all of slot {slot}")
+        shown = api.MemberInfo(
+            slot=slot,
+            state="rebuilding",
+            path=newcomer.path,
+            uuid=str(new.member),
+            bay=new.bay,
+            size_bytes=newcomer.size_bytes,
+            model=newcomer.model,
+            serial=newcomer.serial,
+            filesystem=newcomer.filesystem,
+        )
+        return api.ReplaceReply(
+            slot=slot,
+            started=False,
+            old=self._view.member_of(old.member),
+            new=shown,
+            rebuild_bytes=size,
+            unfit_bytes=max(0, size - usable),
+            warnings=warnings,
+        )
+
+    def offline(self, slot: int, actor: str) -> api.MemberReply:
+        """Let a member alone so that it can be unmounted; refused when images would be unprotected without it."""
+        with self._one_at_a_time:
+            entry = self._membership.roster.slot_entry(slot)
+            before, after = self._without(entry)
+            if after > before:
+                raise RequestRefused(
+                    f"without slot {slot}, {after} images would not survive another failure",
+                    next_step="Bring the other members back or finish the rebuild first (raidctl status).",
+                )
+            self._set(apply(self._membership.roster, entry.member, RosterEvent.OFFLINE, self._presence(entry)))
+            self._let_go(entry, "taken offline by the operator")
+            self._journal(actor, "offline", (str(entry.member),), {"slot": slot})
+        return api.MemberReply(member=self._view.member_of(entry.member), message="It may be unmounted now.")
+
+    def online(self, slot: int, actor: str) -> api.MemberReply:
+        """Use a member again that was taken offline or judged failed; what it missed is mended."""
+        with self._one_at_a_time:
+            entry = (
+                self._membership.roster.slot_entries(slot)[0] if self._membership.roster.slot_entries(slot) else None
+            )
+            entry = entry or self._membership.roster.slot_entry(slot)
+            self._set(apply(self._membership.roster, entry.member, RosterEvent.ONLINE, self._presence(entry)))
+            self._journal(actor, "online", (str(entry.member),), {"slot": slot})
+        self._changed()
+        return api.MemberReply(
+            member=self._view.member_of(entry.member), message="It counts again as soon as the probe has found it well."
+        )
+
+    def remove(self, slot: int, actor: str) -> api.MemberReply:
+        """Take a slot's member out of the array for good; refused while images need it."""
+        with self._one_at_a_time:
+            entry = self._membership.roster.slot_entry(slot)
+            answer = self.can_remove(slot)
+            if answer.answer != "yes":
+                raise RequestRefused(
+                    f"slot {slot} cannot be removed: {answer.reason}",
+                    next_step=f"Give it a successor instead: raidctl replace {slot} MOUNT",
+                )
+            shown = self._view.member_of(entry.member)
+            self._set(apply(self._membership.roster, entry.member, RosterEvent.RETIRE, self._presence(entry)))
+            self._let_go(entry, "removed by the operator")
+            self._membership.dismiss(entry.member)
+            self._journal(actor, "remove", (str(entry.member),), {"slot": slot})
+        return api.MemberReply(member=shown.model_copy(update={"state": "retired"}), message="It is out of the array.")
+
+    def can_remove(self, slot: int) -> api.CanRemove:
+        """Would every image still survive one more failure without this slot?"""
+        entry = self._membership.roster.slot_entry(slot)
+        away = self._membership.away()
+        if self._store.catalog.counts(away).unreadable_images:
+            return api.CanRemove(
+                slot=slot, answer="unknown", reason="images cannot be read now; bring members back first"
+            )
+        counts = self._store.catalog.counts(away | {entry.member})
+        if counts.unreadable_images or counts.unprotected_images:
+            number = counts.unprotected_images
+            return api.CanRemove(slot=slot, answer="no", reason=f"{number} images would be lost with the next disk")
+        return api.CanRemove(slot=slot, answer="yes", reason="every image survives one more failure without it")
+
+    # ---------------------------------------------------------------------------------------------------------
+
+    def _without(self, entry: RosterEntry) -> tuple[int, int]:
+        away = self._membership.away()
+        before = self._store.catalog.counts(away).unprotected_images
+        return before, self._store.catalog.counts(away | {entry.member}).unprotected_images
+
+    def _presence(self, entry: RosterEntry) -> Presence:
+        return self._membership.presence(entry.member)
+
+    def _examine(self, path: str, allow_same_device: bool, allow_filesystem: bool) -> Newcomer:
+        trial = self._membership.roster.trial
+        return examine(
+            [path],
+            taken=[m.path for m in self._membership.members()],
+            state_dir=str(self._config.raidd.state_dir),
+            allow_same_device=allow_same_device or trial,
+            allow_filesystem=allow_filesystem or trial,
+        )[0]
+
+    def _roster(self, newcomer: Newcomer) -> Roster:
+        """The roster in force, marked as a trial once a member shares its disk."""
+        roster = self._membership.roster
+        return roster.successor(trial=True) if newcomer.trial and not roster.trial else roster
+
+    def _take_in(self, newcomer: Newcomer, entry: RosterEntry, roster: Roster) -> None:
+        """The path is remembered first, so that a crash leaves no member that nobody can find."""
+        member = Member(
+            LocalDisk(newcomer.path, entry.member),
+            deadline_s=self._config.health.deadline_s,
+            clock=time.monotonic,
+            present=False,
+            reason="being made",
+        )
+        self._membership.admit(member)
+        files = {"label.json": label_for(entry.member, roster).pack(), **papers(roster, self._config.path)}
+        try:
+            create_member_folder(newcomer.path, entry.member, None, files)
+            member.call("probe", lambda disk, _c: self._lock_disk(disk))
+            member.space = member.call("probe", lambda disk, _c: disk.space())
+        except BaseException:
+            self._membership.dismiss(entry.member)
+            raise
+        member.arrive()
+        self._set(roster)
+
+    def _set(self, roster: Roster) -> None:
+        self._membership.set_roster(roster)
+        self._changed()
+
+    def _let_go(self, entry: RosterEntry, reason: str) -> None:
+        member = self._membership.member(entry.member)
+        if member is not None:
+            member.leave(reason)
+            self._unlock_member(member)
+
+
+def _entry(newcomer: Newcomer, bay: str, enclosure: str) -> RosterEntry:
+    return RosterEntry(
+        uuid4(),
+        None,
+        MemberState.SPARE,  # set by the roster's table
+        enclosure=enclosure,
+        bay=bay,
+        model=newcomer.model,
+        serial=newcomer.serial,
+        size=newcomer.size_bytes,
+    )
+
+
+def _warnings(newcomer: Newcomer) -> list[str]:
+    return ["it shares its disk with another member: this is a trial and protects nothing"] if newcomer.trial else []
+
+
+def _added_message(roster: Roster) -> str:
+    k, m = roster.geometry.k, roster.geometry.m
+    return f"New images go to it from now on, still as {k}+{m}; older ones stay where they are."

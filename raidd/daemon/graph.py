@@ -1,0 +1,190 @@
+"""The object graph: every part made once and tied to the others, here and nowhere else.
+
+`build` takes an open array (opening.py) and gives the running parts; it starts no thread. What loops is listed in
+`Daemon.loops`: the supervisor gives each a thread. What happens when a member leaves or comes back is told in one
+place, `_member_changed` and `welcome_once`.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from raidd.array.adoption import Adoption
+from raidd.array.commit import Committer
+from raidd.array.discovery import discover
+from raidd.array.local_disk import LocalDisk, member_folder
+from raidd.array.member_disk import MemberDisk
+from raidd.array.members import Member
+from raidd.array.reading import Damage, Reader
+from raidd.array.replication import Replicator
+from raidd.array.store import Store
+from raidd.config import Config
+from raidd.daemon.opening import Opened, lock_disk, now_ms, now_text, rebuild_catalog
+from raidd.daemon.papers import papers
+from raidd.errors import MemberAway, MemberError
+from raidd.health.probe import Probe
+from raidd.repair.jobs import Repairs
+from raidd.repair.pace import Pace
+from raidd.repair.rebuild import Rebuilder, try_repair
+
+LOG = logging.getLogger(__name__)
+BUSY_S = 2.0
+"""Images came in within this time: repairs keep to their pace."""
+FIND_S = 3.0
+
+Event = Callable[[str, str, str, Sequence[str]], None]
+
+
+@dataclass(slots=True)
+class Array:
+    """The parts of an open array that work without the inbox: what assemble and reindex need, too."""
+
+    opened: Opened
+    committer: Committer
+    reader: Reader
+    rebuilder: Rebuilder
+    repairs: Repairs
+    adoption: Adoption
+    store: Store
+    replicator: Replicator
+    arrived: queue.SimpleQueue[Member]
+
+
+def build_array(opened: Opened, offered: Callable[[str, str | None], bool], event: Event) -> Array:
+    """Tie the array's parts together."""
+    config, catalog, membership = opened.config, opened.catalog, opened.membership
+    holder: list[Repairs] = []
+
+    def absent(segment: UUID) -> None:
+        holder[0].note(segment)
+
+    def damage(segment: UUID, index: int, kind: Damage) -> None:
+        if catalog.mark(segment, index, kind):
+            event("shard-damaged", "warning", f"shard {index} of segment {segment} is {kind}", [str(segment)])
+            holder[0].note(segment)
+
+    committer = Committer(catalog, membership, now=now_text, now_ms=now_ms, random=opened.random, on_absent=absent)
+    reader = Reader(catalog, membership, damage)
+    rebuilder = Rebuilder(catalog, membership, reader, now=now_text, on_event=event)
+    adoption = Adoption(
+        catalog,
+        membership,
+        now=now_text,
+        offered=offered,
+        in_flight=committer.in_flight,
+        on_absent=absent,
+        on_event=event,
+    )
+    store = Store(
+        catalog,
+        membership,
+        committer,
+        reader,
+        state_dir=config.raidd.state_dir,
+        state_reserve_bytes=config.capacity.state_reserve_mib << 20,
+        now_ms=now_ms,
+        random=opened.random,
+        repair_now=lambda segment: (outcome := try_repair(rebuilder, segment)) is not None and outcome.whole,
+        event=event,
+    )
+    repairs = Repairs(catalog, membership, rebuilder, pace_of(config), busy=lambda: store.busy(BUSY_S))
+    holder.append(repairs)
+    replicator = Replicator(catalog, membership, papers(membership.roster, config.path), now_text)
+    array = Array(opened, committer, reader, rebuilder, repairs, adoption, store, replicator, queue.SimpleQueue())
+    membership.on_change = lambda member: _member_changed(array, member, event)
+    return array
+
+
+def pace_of(config: Config) -> Pace:
+    """The repair pace that the settings ask for."""
+    repair = config.repair
+    return Pace(repair.priority, repair.floor_mib_s, repair.rate_mib_s)  # type: ignore[arg-type]
+
+
+def make_whole(array: Array, progress: Callable[[int, int], None] = lambda _done, _total: None) -> None:
+    """At a start: the catalog, if it has to be made again; then leftovers; then what can be mended at once.
+
+    Ingest begins after this: an image whose commit a crash interrupted is known before its original is met again."""
+    if array.opened.reindex_because:
+        rebuild_catalog(array.opened, array.adoption, progress)
+    settled = array.adoption.settle(array.opened.leftovers)
+    if settled.adopted or settled.cleared or settled.quarantined or settled.kept:
+        LOG.warning("leftovers of the last run: %s", settled)
+    for member in array.opened.membership.present_members():
+        array.repairs.note_member(member.uuid)
+    for segment in array.repairs.due():
+        try_repair(array.rebuilder, segment)
+
+
+def _member_changed(array: Array, member: Member, event: Event) -> None:
+    """Runs on whatever thread noticed: only tells and queues."""
+    slot = _slot(array, member)
+    if member.present:
+        event("member-back", "info", f"{slot} ({member.path}) is back", [str(member.uuid)])
+        array.arrived.put(member)
+        return
+    event("member-away", "warning", f"{slot} ({member.path}): {member.presence.reason}", [str(member.uuid)])
+    try:
+        member.submit("probe", lambda disk, _c: unlock_disk(array.opened, disk))
+    except MemberError:
+        return
+
+
+def unlock_disk(opened: Opened, disk: MemberDisk) -> None:
+    """Nothing of a member that is away stays open: it can be unmounted."""
+    opened.locks.drop(member_folder(disk.path, disk.uuid))
+
+
+def _slot(array: Array, member: Member) -> str:
+    entry = array.opened.membership.roster.find(member.uuid)
+    return "a former member" if entry is None else "spare" if entry.slot is None else f"slot {entry.slot}"
+
+
+def welcome_once(array: Array) -> None:
+    """What a member that came back needs: its papers and journal, its leftovers settled, what it missed queued."""
+    try:
+        member = array.arrived.get(timeout=1.0)
+    except queue.Empty:
+        return
+    opened = array.opened
+    try:
+        array.replicator.forget(member.uuid)
+        array.replicator.furnish(member)
+        opened.membership.remember()
+        array.adoption.settle(stale_ids(array))
+        array.repairs.note_member(member.uuid)
+    except MemberError as error:
+        LOG.warning("%s came and went: %s", member.path, error.message)
+
+
+def stale_ids(array: Array) -> list[UUID]:
+    """Reserved ids that this process will never hand out, or has given up: of these, shards may lie about."""
+    return sorted(set(array.opened.catalog.reserved()) - array.opened.catalog.unused())
+
+
+def make_probe(array: Array) -> Probe:
+    """The probe, with how a member that is away is found again."""
+    opened = array.opened
+    return Probe(
+        opened.membership,
+        open_disk=lambda member: find_again(opened.config, member),
+        lock=lambda disk: lock_disk(opened.locks, disk),
+        recent_write_s=opened.config.health.probe_interval_s,
+    )
+
+
+def find_again(config: Config, member: Member) -> MemberDisk:
+    """Where it was last, else on any mount of the host. MemberAway if nowhere."""
+    disk = LocalDisk(member.path, member.uuid)
+    try:
+        disk.check()
+        return disk
+    except MemberAway as error:
+        seen = [s for s in discover([], min(FIND_S, config.health.deadline_s)) if s.uuid == member.uuid]
+        if not seen:
+            raise error from None
+        return LocalDisk(seen[0].path, member.uuid)

@@ -1,0 +1,125 @@
+"""Requests that take their time: wait, verify, catalog check. Each is an iterator of progress lines and a result.
+
+A step takes about a second at most, so that a caller that goes away is noticed; nothing is held between steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from uuid import UUID
+
+from raidd import api
+from raidd.array.catalog import Catalog, ImageRow
+from raidd.array.members import Member
+from raidd.array.roster import ArrayState
+from raidd.array.store import Store
+from raidd.array.survey import day_folders, shard_names
+from raidd.errors import ImageError, ImageNotFound, MemberError, TimedOut
+
+STEP_S = 0.25
+LINE_S = 1.0
+
+
+def wait(
+    request: api.WaitRequest,
+    *,
+    idle: Callable[[], bool],
+    waiting: Callable[[], int],
+    repairs: Callable[[], int],
+    healthy: Callable[[], bool],
+) -> Iterator[api.WaitProgress | api.WaitResult]:
+    """Until everything dropped is acknowledged or refused, and/or until no repair is needed. TimedOut."""
+    both = not request.idle and not request.healthy
+    until = None if request.timeout_s is None else time.monotonic() + request.timeout_s
+    said = float("-inf")
+    while not ((not (request.idle or both) or idle()) and (not (request.healthy or both) or healthy())):
+        now = time.monotonic()
+        if until is not None and now >= until:
+            raise TimedOut(
+                f"not reached within {request.timeout_s:g} s: {waiting()} images wait, {repairs()} repairs are due"
+            )
+        if now - said >= LINE_S:
+            said = now
+            yield api.WaitProgress(waiting=waiting(), repairs=repairs())
+        time.sleep(STEP_S if until is None else max(0.0, min(STEP_S, until - now)))
+    yield api.WaitResult()
+
+
+def is_healthy(store: Store) -> bool:
+    """No repair is needed: every slot online, every segment complete."""
+    return store.standing().state == ArrayState.HEALTHY
+
+
+def verify(store: Store, request: api.VerifyRequest) -> Iterator[api.VerifyProgress | api.VerifyResult]:
+    """Read back and compare digests."""
+    failures: list[api.VerifyFailure] = []
+    done = bytes_done = 0
+    total, total_bytes, rows = _wanted(store, request)
+    said = time.monotonic()
+    for row in rows:
+        try:
+            for chunk in store.read(row):
+                bytes_done += len(chunk)
+                if time.monotonic() - said >= LINE_S:
+                    said = time.monotonic()
+                    yield api.VerifyProgress(
+                        images_done=done, images_total=total, bytes_done=bytes_done, bytes_total=total_bytes
+                    )
+        except ImageError as error:
+            failures.append(
+                api.VerifyFailure(
+                    sop_instance_uid=row.sop_instance_uid,
+                    version=row.version,
+                    error=type(error).__name__,
+                    message=error.message,
+                )
+            )
+        done += 1
+    yield api.VerifyResult(verified=done - len(failures), failed=failures)
+
+
+def _wanted(store: Store, request: api.VerifyRequest) -> tuple[int, int, Iterator[ImageRow]]:
+    if request.all:
+        counts = store.catalog.counts(frozenset())
+        return counts.images, counts.bytes, store.catalog.all_images()
+    rows = []
+    for uid in request.uids:
+        found = store.versions(uid)
+        if not found:
+            raise ImageNotFound(f"no image has the SOP Instance UID {uid}")
+        rows += found
+    return len(rows), sum(row.size for row in rows), iter(rows)
+
+
+def check_catalog(store: Store) -> Iterator[api.CheckProgress | api.CheckResult]:
+    """The catalog against itself, and against what the members hold by name: no shard may be unknown to it."""
+    catalog = store.catalog
+    yield api.CheckProgress(message="the catalog's own rules")
+    findings = list(catalog.check())
+    members = [m for m in store.membership.present_members() if store.membership.readable(m.uuid) is not None]
+    for number, member in enumerate(members):
+        yield api.CheckProgress(progress=(number + 1) / (len(members) + 1), message=f"shards on {member.path}")
+        try:
+            held = member.call("repair", lambda disk, _c: shard_names(disk, day_folders(disk)))
+        except MemberError as error:
+            findings.append(f"{member.path} could not be listed: {error.message}")
+            continue
+        findings += _compare(catalog, member, set(held))
+    counts = catalog.counts(frozenset())
+    yield api.CheckResult(segments=counts.segments, images=counts.images, findings=findings)
+
+
+def _compare(catalog: Catalog, member: Member, held: set[tuple[UUID, int]]) -> list[str]:
+    """Shards that only one side knows. Ids in flight or kept for a member that is away are reserved: no debris."""
+    known = set(catalog.shards_on(member.uuid))
+    reserved = set(catalog.reserved())
+    unknown = [name for name in sorted(held - known) if name[0] not in reserved and not _moved(catalog, name)]
+    missing = [name for name in sorted(known - held) if name[1] not in catalog.excepted(name[0])]
+    findings = [f"{member.path}: shard {i} of segment {s} is unknown to the catalog" for s, i in unknown]
+    return findings + [f"{member.path}: shard {i} of segment {s} is not there" for s, i in missing]
+
+
+def _moved(catalog: Catalog, name: tuple[UUID, int]) -> bool:
+    """The catalog knows this very shard, on another member: what a rebuild left behind on a disk that came back."""
+    return bool(catalog.known([name[0]]))

@@ -1,0 +1,275 @@
+"""Opening an array: locks, labels, roster, catalog, leftovers. The same way for the daemon, assemble and reindex.
+
+    state_dir's lock -> members found by id and label -> the roster that counts -> their locks
+        -> the catalog, or a new one from the members -> labels brought up to date -> leftovers settled
+
+Nothing here waits for a hung disk longer than the deadline: what does not answer is away, and comes back through the
+probe. A catalog that is corrupt, newer, or behind the members is set aside (renamed, never deleted) and made again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from random import Random, SystemRandom
+from uuid import UUID
+
+from raidd.array.adoption import Adoption
+from raidd.array.catalog import Catalog
+from raidd.array.discovery import Sighting, discover, newest_segment
+from raidd.array.journal import JournalEntry, read_replica, replica_head, tombstones
+from raidd.array.label import Label, choose_roster
+from raidd.array.local_disk import LocalDisk, member_folder
+from raidd.array.lock import ArrayLock
+from raidd.array.member_disk import MemberDisk
+from raidd.array.members import Member
+from raidd.array.membership import Membership
+from raidd.array.roster import MemberState, Roster
+from raidd.array.state_file import Remembered, StateFile
+from raidd.array.worker import Cancel
+from raidd.config import Config
+from raidd.errors import ArrayLocked, CatalogUnusable, LabelInvalid, MemberError, RequestUnknown
+
+LOG = logging.getLogger(__name__)
+LOOK_S = 8.0
+"""How long a start waits for a place that may hold a member; the probe goes on looking."""
+
+
+@dataclass(slots=True)
+class Locks:
+    """All locks of this process: state_dir's and each member's. Released in the living process, without blocking."""
+
+    held: dict[str, ArrayLock] = field(default_factory=dict)
+
+    def take(self, folder: str, *, member: str = "", cancel: Cancel | None = None) -> None:
+        """Take a folder's lock once. ArrayLocked if another process has it."""
+        if folder not in self.held:
+            self.held[folder] = ArrayLock.acquire(folder, member=member, cancel=cancel)
+
+    def drop(self, folder: str) -> None:
+        """Let a member's lock go, so that its disk can be unmounted. May block: on that member's worker."""
+        lock = self.held.pop(folder, None)
+        if lock is not None:
+            lock.release()
+
+    def unlock_all(self) -> None:
+        """At the end of the process."""
+        for lock in list(self.held.values()):
+            lock.unlock()
+
+
+@dataclass(slots=True)
+class Opened:
+    """An array that is open: everything else is built on these."""
+
+    config: Config
+    locks: Locks
+    catalog: Catalog
+    membership: Membership
+    reindex_because: str
+    leftovers: list[UUID]
+    random: Random
+
+
+def now_ms() -> int:
+    """Unix time, milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def now_text() -> str:
+    """RFC 3339, UTC, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def open_array(
+    config: Config,
+    *,
+    sightings: Sequence[Sighting] | None = None,
+    roster: Roster | None = None,
+    fresh_catalog: str = "",
+) -> Opened:
+    """Open the array that state_dir remembers (or, for assemble, the one whose ``roster`` and ``sightings`` are given).
+
+    ``fresh_catalog``: a reason to make the catalog again whatever it looks like. Raises ArrayLocked, LabelForked,
+    LabelInvalid, RequestUnknown (no array here)."""
+    state_dir = config.raidd.state_dir
+    locks = Locks()
+    locks.take(str(state_dir))
+    try:
+        return _open_locked(config, locks, StateFile(state_dir), sightings, roster, fresh_catalog)
+    except BaseException:
+        locks.unlock_all()
+        raise
+
+
+def _open_locked(
+    config: Config,
+    locks: Locks,
+    state_file: StateFile,
+    sightings: Sequence[Sighting] | None,
+    roster: Roster | None,
+    fresh_catalog: str,
+) -> Opened:
+    remembered = _remembered(state_file, roster)
+    if sightings is None:
+        places = [(path, uuid) for uuid, path in remembered.paths.items()]
+        sightings = discover(places, min(LOOK_S, config.health.deadline_s))
+    chosen = choose_roster(_labels(remembered.roster, sightings))
+    members = [_member(e.member, remembered.paths, sightings, config) for e in chosen.entries if _used(e.state)]
+    _lock_members(members, locks)
+    catalog, because = _open_catalog(config, chosen, members, fresh_catalog)
+    membership = Membership(
+        catalog,
+        state_file,
+        chosen,
+        members,
+        reserve_percent=config.capacity.reserve_percent,
+        up_at_stop=remembered.up_at_stop,
+    )
+    leftovers = list(catalog.reserved())
+    membership.set_roster(chosen)
+    return Opened(config, locks, catalog, membership, because, leftovers, SystemRandom())
+
+
+def _remembered(state_file: StateFile, roster: Roster | None) -> Remembered:
+    known = state_file.load()
+    if roster is not None:
+        paths = known.paths if known is not None and known.roster.array == roster.array else {}
+        return Remembered(roster, paths)
+    if known is None:
+        raise RequestUnknown(
+            "no array is known on this machine",
+            next_step="A new array: raidctl init --name NAME MOUNT…; one whose disks are here: raidctl assemble MOUNT…",
+        )
+    return known
+
+
+def _used(state: MemberState) -> bool:
+    return state != MemberState.RETIRED
+
+
+def _labels(remembered: Roster, sightings: Iterable[Sighting]) -> list[Label]:
+    """Good labels of this array, and the roster that state_dir remembers as if it were one more."""
+    mine = [s.label for s in sightings if s.label is not None and s.label.roster.array == remembered.array]
+    for sighting in sightings:
+        if not sighting.understood and sighting.array in (None, remembered.array):
+            LOG.warning("%s: %s", sighting.path, sighting.fault)
+    return [Label(remembered.entries[0].member, remembered), *mine]
+
+
+def _member(uuid: UUID, paths: Mapping[UUID, str], sightings: Iterable[Sighting], config: Config) -> Member:
+    """A member at run time: present when it was seen with a good label of this array."""
+    seen = next((s for s in sightings if s.uuid == uuid and s.label is not None), None)
+    path = seen.path if seen is not None else paths.get(uuid, "")
+    return Member(
+        LocalDisk(path, uuid),
+        deadline_s=config.health.deadline_s,
+        clock=time.monotonic,
+        present=seen is not None,
+        reason="" if seen is not None else "not found at the start",
+    )
+
+
+def _lock_members(members: Iterable[Member], locks: Locks) -> None:
+    """Each on its own worker. Another living owner refuses the start; a disk that fails has left."""
+    running = [
+        (m, m.submit("probe", lambda disk, cancel: lock_disk(locks, disk, cancel))) for m in members if m.present
+    ]
+    for member, operation in running:
+        try:
+            member.result(operation)
+        except ArrayLocked:
+            raise
+        except MemberError as error:
+            member.leave(error.message)
+
+
+def lock_disk(locks: Locks, disk: MemberDisk, cancel: Cancel | None = None) -> None:
+    """Take a member's lock."""
+    locks.take(member_folder(disk.path, disk.uuid), member=str(disk.uuid), cancel=cancel)
+
+
+# -- the catalog --------------------------------------------------------------------------------------------
+
+
+def _open_catalog(config: Config, roster: Roster, members: Sequence[Member], fresh: str) -> tuple[Catalog, str]:
+    """The catalog, and why it has to be made again ("" if it does not)."""
+    path = config.raidd.state_dir / "catalog.sqlite"
+    existed = path.exists()
+    because = fresh
+    if existed and not because:
+        try:
+            catalog = Catalog.open(path, array=roster.array)
+            because = _behind(catalog, members)
+            if not because:
+                if catalog.get_meta("reindexing"):
+                    because = "an earlier rebuild of the catalog did not end"
+                else:
+                    return catalog, ""
+            catalog.close()
+        except CatalogUnusable as error:
+            because = error.message
+    if existed:
+        aside = Catalog.set_aside(path, now_text())
+        LOG.warning("the catalog was set aside as %s: %s", aside, because)
+    catalog = Catalog.open(path, array=roster.array)
+    catalog.put_meta("reindexing", True)
+    return catalog, because or "there was none"
+
+
+def _behind(catalog: Catalog, members: Iterable[Member]) -> str:
+    """Whether members hold more than the catalog knows of: an older copy of it was put back."""
+    for member in members:
+        if not member.present:
+            continue
+        try:
+            newest = member.call("probe", lambda disk, _c: newest_segment(disk))
+            sequence, digest = member.call("probe", lambda disk, _c: replica_head(disk))
+        except MemberError:
+            continue
+        highest = catalog.highest_id()
+        if newest is not None and (highest is None or newest > highest):
+            return f"{member.path} holds segment {newest}, which is newer than any the catalog has reserved"
+        if not catalog.journal_holds((sequence, digest)):
+            return f"the journal on {member.path} is not the catalog's (entry {sequence})"
+    return ""
+
+
+def restore_journal(catalog: Catalog, members: Iterable[Member]) -> None:
+    """The longest journal that a member holds becomes the new catalog's."""
+    best: list[JournalEntry] = []
+    for member in members:
+        if member.present:
+            try:
+                found = member.call("probe", lambda disk, _c: read_replica(disk))
+            except MemberError:
+                continue
+            if len(found) > len(best):
+                best = found
+    if best:
+        catalog.restore_journal(best)
+
+
+def rebuild_catalog(
+    opened: Opened, adoption: Adoption, progress: Callable[[int, int], None] = lambda _done, _total: None
+) -> None:
+    """Fill a new catalog from the members' journal and heads."""
+    catalog = opened.catalog
+    restore_journal(catalog, opened.membership.members())
+    stones = tombstones(catalog.journal_after(0, 1 << 30))
+    outcome = adoption.reindex(stones, progress)
+    catalog.put_meta("reindexing", None)
+    catalog.append_journal(
+        now_text(), "raidd", "reindex", (), detail={"reason": opened.reindex_because, "segments": outcome.adopted}
+    )
+    LOG.warning("the catalog was made again from the members (%s): %s", opened.reindex_because, outcome)
+
+
+def refuse_strangers(sightings: Iterable[Sighting], roster: Roster) -> None:
+    """For assemble: a disk whose label is not understood must not be worked around in silence."""
+    for sighting in sightings:
+        if not sighting.understood and roster.find(sighting.uuid) is not None:
+            raise LabelInvalid(f"{sighting.path}: {sighting.fault}")

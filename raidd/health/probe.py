@@ -1,0 +1,154 @@
+"""The first detector: every member, every few seconds, on its own worker: is it there, is it itself, does it work?
+
+A disk can be dead while stat, statvfs and cached reads still succeed (faults.md), so a probe overwrites a small
+preallocated file in place, makes it durable and reads it back past the cache; after a recent successful write that
+is skipped. It also reads the label (a swapped disk has another) and the room that is left.
+
+Observes and reports, judges nothing: a member that fails leaves with the reason, one that is well again is
+*welcomed*: its label is proved to be of this array and brought up to date first, then it counts.
+A hung disk costs its own thread: `probe_once` waits a moment for the quick ones and looks again next time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from uuid import UUID
+
+from raidd.array.discovery import Sighting, look_at
+from raidd.array.label import LABEL_NAME, Label, label_for, remake_label
+from raidd.array.member_disk import CANARY_SIZE, FileNotThere, MemberDisk, Space
+from raidd.array.members import Member
+from raidd.array.membership import Membership
+from raidd.array.roster import MemberState, Roster
+from raidd.array.worker import Cancel, Cancelled, Gathering, Operation
+from raidd.errors import LabelInvalid, MemberAway, MemberError, MemberFaulty
+
+CANARY = "canary"
+QUICK_S = 2.0
+"""How long one round waits for answers; slower ones are read in a later round."""
+LET_ALONE = frozenset({MemberState.OFFLINE, MemberState.RETIRED})
+"""Nothing of these is kept open or touched: the operator may want to unmount them."""
+
+Answer = tuple[Space, MemberDisk | None]
+
+
+class Probe:
+    """Probes all members. One thread calls `probe_once`.
+
+    ``open_disk(member)`` gives a disk for a member that is away, wherever it is now (MemberAway if nowhere);
+    ``lock(disk)`` takes the member's lock, on the member's own thread."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        *,
+        open_disk: Callable[[Member], MemberDisk],
+        lock: Callable[[MemberDisk], None],
+        recent_write_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._membership = membership
+        self._open_disk, self._lock = open_disk, lock
+        self._recent_write_s, self._clock = recent_write_s, clock
+        self._pending: dict[UUID, Operation[Answer]] = {}
+
+    def probe_once(self) -> None:
+        """Ask everyone who is not still busy answering; act on what has come back."""
+        members = {m.uuid: m for m in self._membership.members() if self._asked(m)}
+        for uuid, member in members.items():
+            if uuid not in self._pending:
+                self._pending[uuid] = member.submit("probe", self._question(member))
+        asked = {uuid: operation for uuid, operation in self._pending.items() if uuid in members}
+        gathering = Gathering(list(asked.values()))
+        gathering.wait(lambda: len(gathering.settled()) == len(asked), QUICK_S)
+        for uuid, operation in asked.items():
+            if operation.settled():
+                self._hear(members[uuid], operation)
+
+    def _asked(self, member: Member) -> bool:
+        entry = self._membership.roster.find(member.uuid)
+        return entry is not None and entry.state not in LET_ALONE
+
+    def _question(self, member: Member) -> Callable[[MemberDisk, Cancel], Answer]:
+        if not member.present:
+            return lambda _disk, _cancel: self._welcome(member)
+        written = self._clock() - member.last_write_at < self._recent_write_s
+        return lambda disk, cancel: self._check(disk, cancel, written)
+
+    def _hear(self, member: Member, operation: Operation[Answer]) -> None:
+        if operation.done():
+            self._pending.pop(member.uuid, None)
+        try:
+            space, fresh = operation.result()
+        except Cancelled:
+            return
+        except MemberError as error:
+            if member.present:
+                member.judge(error)
+            else:
+                member.still_away(error.message)
+            return
+        except LabelInvalid as error:
+            member.leave(error.message) if member.present else member.still_away(error.message)
+            return
+        member.space = space
+        member.full = False  # placement looks at the room itself; a write that fails says so again
+        if fresh is not None and not member.present:
+            member.disk = fresh
+            member.arrive()
+
+    # -- on the member's own thread ----------------------------------------------------------------------
+
+    def _check(self, disk: MemberDisk, cancel: Cancel, written: bool) -> Answer:
+        disk.check()
+        label = Label.parse(disk.read(LABEL_NAME))
+        roster = self._membership.roster
+        if label.member != disk.uuid or label.roster.array != roster.array:
+            raise MemberAway(f"another disk is at {disk.path}: member {label.member}", member=str(disk.uuid))
+        space = disk.space()
+        if not written:
+            cancel.check()
+            sing(disk, os.urandom(16))
+        return space, None
+
+    def _welcome(self, member: Member) -> Answer:
+        """Prove that the disk is the member and of this array's line, lock it, bring its label up to date."""
+        disk = self._open_disk(member)
+        prove(look_at(disk), self._membership.roster)
+        self._lock(disk)
+        sing(disk, os.urandom(16))
+        disk.replace(LABEL_NAME, label_for(disk.uuid, self._membership.roster).pack())
+        return disk.space(), disk
+
+
+def prove(sighting: Sighting, roster: Roster) -> None:
+    """The disk is of this array, and its roster is an ancestor of ours. LabelInvalid or MemberAway otherwise."""
+    member = str(sighting.uuid)
+    if not sighting.understood:
+        raise LabelInvalid(sighting.fault)
+    if sighting.array != roster.array:
+        raise MemberAway(f"the disk at {sighting.path} is not of this array: {sighting.fault}", member=member)
+    if sighting.label is None:
+        remake_label(roster, sighting.uuid)  # refuses a retired member
+        return
+    theirs = sighting.label.roster.hash()
+    if theirs != roster.hash() and theirs not in roster.history:
+        raise LabelInvalid(
+            f"the disk at {sighting.path} carries a roster (epoch {sighting.label.roster.epoch}) that this array has "
+            f"never had; ours is epoch {roster.epoch}",
+            next_step="Stop raidd, then look at all labels: raidctl assemble MOUNT…",
+        )
+
+
+def sing(disk: MemberDisk, token: bytes) -> None:
+    """Write the canary in place, durably, and read it back past the cache. MemberFaulty if it reads otherwise."""
+    song = (token * (CANARY_SIZE // len(token) + 1))[:CANARY_SIZE]
+    try:
+        disk.overwrite(CANARY, 0, song)
+    except FileNotThere:
+        disk.replace(CANARY, song)
+    heard = disk.read(CANARY, 0, CANARY_SIZE, uncached=True)
+    if heard != song:
+        raise MemberFaulty("the canary does not read back as it was written", member=str(disk.uuid))

@@ -1,0 +1,207 @@
+"""Re-creating lost shards: one segment at a time, from any k good shards, byte for byte the ones that were lost.
+
+Every reason to repair ends here: a laggard's shard, damage a reader met, a member that came back, a replacement.
+A repair reads k shards block-verified, computes what is missing, proves it against the manifest's digest of its
+checksum table (`reseal`), makes it durable by C1, and only then tells the catalog. Everything is idempotent: after
+`kill -9` the same segments are asked for again, and a shard that is already there is read, compared and kept.
+
+All repairs of one segment go through one lock and look again under it. A segment that cannot be repaired now is
+skipped and reported, never a reason to stop. What lay under the final name and is not right goes to quarantine.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from uuid import UUID
+
+from raidd.array.catalog import Catalog, SegmentRow
+from raidd.array.member_disk import MemberDisk, quarantine, write_durable
+from raidd.array.members import Member
+from raidd.array.membership import Membership
+from raidd.array.reading import Reader, Span
+from raidd.array.roster import WRITABLE, MemberState
+from raidd.array.survey import Verdict, inspect
+from raidd.array.worker import Cancel
+from raidd.codec.geometry import shard_length
+from raidd.codec.segment import SealedShard, reseal
+from raidd.codec.shard import shard_path
+from raidd.errors import ImageUnreadable, MemberConflict, MemberError, MemberFaulty, ShardError
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one repair did: shards written, their bytes, and whether the segment is whole now."""
+
+    written: int
+    bytes: int
+    whole: bool
+
+
+class Rebuilder:
+    """Repairs segments. Any thread; two threads never work on the same segment."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        membership: Membership,
+        reader: Reader,
+        *,
+        now: Callable[[], str],
+        on_event: Callable[[str, str, str, Sequence[str]], None],
+    ) -> None:
+        self._catalog = catalog
+        self._membership = membership
+        self._reader = reader
+        self._now, self._on_event = now, on_event
+        self._busy: dict[UUID, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def repair(self, segment: UUID) -> Outcome:
+        """Re-create every shard of the segment that is missing and has somewhere to go.
+
+        Raises ImageUnreadable when fewer than k good shards can be read."""
+        with self._alone(segment):
+            row = self._catalog.segment(segment)
+            if row is None:
+                return Outcome(0, 0, True)
+            lost = self.lost(row)
+            homes = self._homes(row, lost)
+            outcome = self._recreate(row, homes) if homes else Outcome(0, 0, False)
+            return Outcome(outcome.written, outcome.bytes, len(lost) == outcome.written)
+
+    def lost(self, row: SegmentRow) -> list[int]:
+        """Indexes that are excepted, or whose member's slot was given to another."""
+        excepted = self._catalog.excepted(row.segment)
+        return [
+            index
+            for index, member in enumerate(row.placement.members)
+            if index in excepted or self._successor(member) is not None
+        ]
+
+    def _successor(self, member: UUID) -> UUID | None:
+        """Who fills this member's slot instead of it; None while it fills it itself, or has none."""
+        roster = self._membership.roster
+        entry = roster.find(member)
+        if entry is None or entry.slot is None:
+            return None
+        filling = roster.slot_entry(entry.slot)
+        return filling.member if filling.member != member and filling.state in WRITABLE else None
+
+    def _homes(self, row: SegmentRow, lost: Sequence[int]) -> dict[int, Member]:
+        """index → the member that its shard is written to; those with nowhere to go are left out."""
+        homes: dict[int, Member] = {}
+        kept = {m for i, m in enumerate(row.placement.members) if i not in lost}
+        for index in lost:
+            holder = row.placement.members[index]
+            member = self._membership.writable(self._successor(holder) or holder) or self._adoptive(holder, kept)
+            if member is not None and member.uuid not in kept and not member.full:
+                homes[index] = member
+                kept.add(member.uuid)
+        return homes
+
+    def _adoptive(self, holder: UUID, kept: set[UUID]) -> Member | None:
+        """For the shards of a former member, which no slot remembers: the emptiest that has none of the segment."""
+        entry = self._membership.roster.find(holder)
+        if entry is not None and entry.state != MemberState.RETIRED:
+            return None
+        places = [p for p in self._membership.places() if p.up and p.roomy and p.member not in kept]
+        best = max(places, key=lambda place: place.free_bytes, default=None)
+        return None if best is None else self._membership.writable(best.member)
+
+    def _recreate(self, row: SegmentRow, homes: dict[int, Member]) -> Outcome:
+        length = shard_length(row.payload_length, row.placement.geometry.k)
+        adopted = [index for index, member in homes.items() if self._already_there(row, index, member)]
+        left = [index for index in homes if index not in adopted]
+        done = [(row.segment, index, homes[index].uuid) for index in adopted]
+        if left:
+            sources = [i for i in range(row.placement.geometry.n) if i not in left]
+            sibling = self._reader.prefix(row, sources)
+            bodies = self._reader.verified_bodies(row, left, Span(0, length), lane="repair")
+            for index in left:
+                if self._write(homes[index], row, reseal(sibling, index, bodies[index])):
+                    done.append((row.segment, index, homes[index].uuid))
+        if done:
+            self._catalog.move_many(done)
+        for _segment, index, _member in done:
+            self._reader.forget(row.segment, index)
+        written = len(done) - len(adopted)
+        return Outcome(len(done), written * length, False)
+
+    def _already_there(self, row: SegmentRow, index: int, member: Member) -> bool:
+        """A late write, or a repair that a crash interrupted after C1: good if every byte is."""
+        try:
+            found = member.call("repair", lambda disk, _c: inspect(disk, row.segment, index, whole=True))
+        except MemberError:
+            return False
+        if found.verdict != Verdict.GOOD or found.prefix is None:
+            return False
+        try:
+            sources = [i for i in range(row.placement.geometry.n) if i != index]
+            sibling = self._reader.prefix(row, sources)
+        except ImageUnreadable:
+            return False
+        agrees = found.prefix.agreement() == sibling.agreement() and found.prefix.table_matches_manifest()
+        return agrees and self._settled(member)
+
+    def _settled(self, member: Member) -> bool:
+        """Make a file that is already there durable before it counts: its writer may have died before C1 ended."""
+        try:
+            member.call("repair", lambda disk, _c: disk.sync_all())
+        except MemberError:
+            return False
+        return True
+
+    def _write(self, member: Member, row: SegmentRow, shard: SealedShard) -> bool:
+        try:
+            member.call("repair", lambda disk, cancel: self._put(disk, cancel, row.segment, shard))
+        except MemberError as error:
+            LOG.warning(
+                "segment %s shard %s was not re-created on %s: %s", row.segment, shard.index, member.path, error
+            )
+            return False
+        return True
+
+    def _put(self, disk: MemberDisk, cancel: Cancel, segment: UUID, shard: SealedShard) -> None:
+        path = shard_path(segment, shard.index)
+        temporary = f"tmp/{segment}-{shard.index:02d}.repair"
+        disk.unlink(temporary)
+        try:
+            write_durable(disk, temporary, path, [shard.prefix, shard.body], cancel)
+        except MemberConflict:
+            quarantine(
+                disk, path, "its bytes contradict the segment's checksums; re-created from the others", self._now()
+            )
+            disk.unlink(temporary)
+            write_durable(disk, temporary, path, [shard.prefix, shard.body], cancel)
+        self._prove(disk, path, shard)
+
+    def _prove(self, disk: MemberDisk, path: str, shard: SealedShard) -> None:
+        """Read back what was written: a rebuild is the one time that nothing else would notice."""
+        head = len(shard.prefix)
+        if disk.length(path) != head + len(shard.body) or disk.read(path, 0, head) != bytes(shard.prefix):
+            raise MemberFaulty(f"{path} does not read back as it was written", member=str(disk.uuid))
+
+    @contextmanager
+    def _alone(self, segment: UUID) -> Iterator[None]:
+        with self._lock:
+            lock = self._busy.setdefault(segment, threading.Lock())
+        with lock:
+            yield
+        with self._lock:
+            if not lock.locked():
+                self._busy.pop(segment, None)
+
+
+def try_repair(rebuilder: Rebuilder, segment: UUID) -> Outcome | None:
+    """One repair; None when it cannot be done now (reported in the log, tried again later)."""
+    try:
+        return rebuilder.repair(segment)
+    except (ImageUnreadable, ShardError) as error:
+        LOG.warning("segment %s cannot be repaired now: %s", segment, error)
+        return None
