@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Connection, select, true, tuple_
+from sqlalchemy import ColumnElement, Connection, and_, or_, select, true
 
 from raidd.array.catalog_counts import Group, Groups
 from raidd.array.catalog_database import Row, rows, rows_in
@@ -110,8 +110,8 @@ def exceptions(
     found: list[tuple[UUID, int, ExceptionKind]] = []
     last = (b"", -1)
     while len(found) < limit:
-        place = tuple_(EXCEPTIONS.c.segment, EXCEPTIONS.c.shard)
-        page = rows(connection, EXCEPTIONS, select(EXCEPTIONS).where(place > last).order_by(place).limit(1000))
+        place = (EXCEPTIONS.c.segment, EXCEPTIONS.c.shard)
+        page = rows(connection, EXCEPTIONS, select(EXCEPTIONS).where(_above(last)).order_by(*place).limit(1000))
         placements = {} if member is None else _placements(connection, groups, page)
         for one in page:
             if member is None or placements[one["segment"]].members[one["shard"]] == member:
@@ -120,6 +120,11 @@ def exceptions(
             break
         last = (page[-1]["segment"], page[-1]["shard"])
     return found[:limit]
+
+
+def _above(last: tuple[bytes, int]) -> ColumnElement[bool]:
+    segment, shard = EXCEPTIONS.c.segment, EXCEPTIONS.c.shard
+    return or_(segment > last[0], and_(segment == last[0], shard > last[1]))
 
 
 def _placements(connection: Connection, groups: Groups, page: Iterable[Row]) -> dict[bytes, Any]:
