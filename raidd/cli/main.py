@@ -88,7 +88,10 @@ def run(arguments: Sequence[str]) -> int:
         code = get_command(app).main(list(arguments), prog_name="raidctl", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        # Typer itself turns a broken pipe into an exit with 1, which would read as a refusal.
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
         _forget_output()
         return PIPE_CLOSED
     except (KeyboardInterrupt, typer.Abort):

@@ -6,6 +6,7 @@ Results go to standard output, everything else to standard error, so that a pipe
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -30,9 +31,22 @@ class Misuse(typer.BadParameter):
         return self.message
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process with 1, which is a refusal; main.py knows better."""
+        raise BrokenPipeError
+
+
 def console(stream: TextIO) -> Console:
-    """Colours on a terminal only; Rich itself honours NO_COLOR and TERM=dumb."""
-    return Console(file=stream, force_terminal=stream.isatty(), highlight=False, markup=False, emoji=False)
+    """Colours on a terminal only, and none with NO_COLOR (no-color.org), where Rich alone would keep bold and dim."""
+    return _Console(
+        file=stream,
+        force_terminal=stream.isatty(),
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
 
 
 def show(text: Text | str) -> None:

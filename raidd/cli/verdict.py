@@ -35,10 +35,10 @@ def headline(status: Status) -> str:
             verb = "is" if images.unprotected == 1 else "are"
             return f"{count(images.unprotected, 'image')} {verb} stored but not protected; nothing is lost"
         return "no further disk may fail; nothing is lost"
-    more = "" if status.array.state == "healthy" else " more"
-    return (
-        f"{in_words(spare)}{more if spare else ' further'} {'disk' if spare < 2 else 'disks'} may fail, nothing is lost"
-    )
+    disks = "disk" if spare < 2 else "disks"
+    if status.array.state == "healthy":
+        return f"{'any ' if spare else ''}{in_words(spare)} {disks} may fail, nothing is lost"
+    return f"{in_words(spare)} {'more' if spare else 'further'} {disks} may fail, nothing is lost"
 
 
 def next_step(status: Status) -> str:
@@ -47,9 +47,9 @@ def next_step(status: Status) -> str:
         return status.next
     if advice := next((alert.next for alert in status.alerts if alert.next and not alert.silenced), ""):
         return advice
-    if status.inbox.reason:
-        return f"images wait: {status.inbox.reason}"
-    return next((step for member in status.members if (step := _member_step(member, status))), "")
+    # What may come back by itself or by hand comes first: it mends more, and sooner, than a new disk.
+    urgent_first = sorted(status.members, key=lambda member: member.state != "missing")
+    return next((step for member in urgent_first if (step := _member_step(member, status))), "")
 
 
 def _member_step(member: MemberInfo, status: Status) -> str:
