@@ -28,10 +28,10 @@ from uuid import UUID
 from sqlalchemy import Connection, delete
 
 from raidd.array import catalog_journal as journal
-from raidd.array.catalog_bars import SeenSegments, all_purged, barred, purged_images
-from raidd.array.catalog_counts import Ledger, group_of
+from raidd.array.catalog_bars import SeenSegments, all_purged, barred, buried, purged_images
+from raidd.array.catalog_counts import Group, Ledger, group_of
 from raidd.array.catalog_database import Database, add, put, row, rows_in, translated, write_meta
-from raidd.array.catalog_intake import Intake, Outcome
+from raidd.array.catalog_intake import Intake, Outcome, Version
 from raidd.array.catalog_rows import (
     Counts,
     Endangered,
@@ -247,7 +247,8 @@ class Catalog(CatalogView):
     def move(self, segment: UUID, index: int, member: UUID) -> bool:
         """The shard is durable on this member now. False: the segment is not known (any more).
 
-        RequestRefused: another shard of the segment is meant for that member.
+        RequestRefused: it holds another shard of the segment. (One that is meant for it, but missing, is from now on
+        meant for the member that this shard was meant for.)
         """
         return self._shift(segment, index, None, member)
 
@@ -268,13 +269,13 @@ class Catalog(CatalogView):
         if found is None:
             return False
         group = self._groups.get(connection, [found["group_id"]])[found["group_id"]]
-        placement = _moved(group.placement, index, member)
+        placement = _moved(group, index, member)
         bit = 1 << index
         mask = group.mask | bit if kind is not None else group.mask & ~bit
         here = (EXCEPTIONS.c.segment == segment.bytes, EXCEPTIONS.c.shard == index)
         connection.execute(delete(EXCEPTIONS).where(*here))
         if kind is not None:
-            add(connection, EXCEPTIONS, [{"segment": segment.bytes, "shard": index, "kind": kind}])
+            add(connection, EXCEPTIONS, [{"segment": segment.bytes, "shard": index, "kind": str(kind)}])
         if placement != group.placement or mask != group.mask:
             ledger = Ledger(connection, self._groups)
             ledger.regroup(found, group_of(connection, placement, mask))
@@ -294,12 +295,34 @@ class Catalog(CatalogView):
     ) -> JournalEntry:
         """Record what happened; a `purge` bars from now on. ValueError: detail is not JSON, or not a purge's."""
         with self._write() as connection:
-            return journal.append(connection, now, actor, action, objects, outcome, detail)
+            entry = journal.append(connection, now, actor, action, objects, outcome, detail)
+            versions = self._bury(connection, [entry])
+            if versions:
+                told = journal.renumbered(versions, {})
+                journal.append(connection, now, actor, "unlist", [str(entry.sequence)], "ok", told)
+            return entry
 
-    def restore_journal(self, entries: Sequence[JournalEntry]) -> None:
-        """Take in the chain that the members kept. CatalogUnusable: broken, or not a continuation of ours."""
+    def restore_journal(
+        self, entries: Sequence[JournalEntry], strays: Sequence[JournalEntry] = (), now: str = ""
+    ) -> None:
+        """Take in the chain that the members kept. CatalogUnusable: broken, or not a continuation of ours.
+
+        ``strays``: entries that only other replicas hold (`journal.longest`); what they purged stays purged.
+        """
         with self._write() as connection:
             journal.restore(connection, entries)
+            journal.merge(connection, strays, now)
+            self._bury(connection, [*entries, *strays])
+
+    def _bury(self, connection: Connection, entries: Sequence[JournalEntry]) -> list[Version]:
+        """Purges take away at once what they name."""
+        segments, parts = buried(connection, entries)
+        versions: list[Version] = []
+        if segments:
+            versions += Intake(connection, self._groups).drop(segments).versions
+        if parts:
+            versions += Intake(connection, self._groups).drop_parts(parts).versions
+        return versions
 
     def put_meta(self, key: str, value: Any) -> None:
         """Keep a JSON value. ValueError for a key of the catalog's own."""
@@ -351,11 +374,17 @@ def _refuse_loss(connection: Connection, outcome: Outcome, manifest: Manifest) -
         raise RequestRefused(f"segment {manifest.segment} would replace the only copy of image {uid}")
 
 
-def _moved(placement: Placement, index: int, member: UUID | None) -> Placement:
+def _moved(group: Group, index: int, member: UUID | None) -> Placement:
+    placement = group.placement
     if not 0 <= index < placement.geometry.n:
         raise ValueError(f"shard {index} of a segment of {placement.geometry.n}")
     if member is None or placement.members[index] == member:
         return placement
-    if member in placement.members:
-        raise RequestRefused(f"member {member} is meant for another shard of the same segment")
-    return Placement(placement.geometry, (*placement.members[:index], member, *placement.members[index + 1 :]))
+    members = list(placement.members)
+    if member in members:
+        other = members.index(member)
+        if not group.mask >> other & 1:
+            raise RequestRefused(f"member {member} holds another shard of the same segment")
+        members[other] = members[index]
+    members[index] = member
+    return Placement(placement.geometry, tuple(members))

@@ -10,13 +10,15 @@ written before it: the same image delivered again later is stored normally.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from uuid import UUID
 
 from sqlalchemy import Connection, select
 
-from raidd.array.catalog_database import put, rows_in
+from raidd.array.catalog_database import Row, put, rows_in
 from raidd.array.catalog_schema import (
+    COPIES,
+    PARTS,
     REPLACEMENTS,
     SEGMENTS,
     TOMBSTONE_COPIES,
@@ -75,6 +77,23 @@ def bury(connection: Connection, entry: JournalEntry) -> None:
         images = [{"uid": uid, "sha256": bytes.fromhex(sha256), "sequence": sequence} for uid, sha256 in stone.images]
         put(connection, TOMBSTONE_IMAGES, images)
         put(connection, TOMBSTONE_COPIES, [{"image": image, "sequence": sequence} for image in _ids(entry.objects)])
+
+
+def buried(connection: Connection, entries: Sequence[JournalEntry]) -> tuple[set[bytes], list[Row]]:
+    """What the catalog still has of what these purges bar: whole segments, and single parts of others."""
+    stones = tombstones(entries)
+    named = {segment.bytes: stone.sequence for stone in stones for segment in stone.segments}
+    older = rows_in(connection, SEGMENTS, "segment", named)
+    segments = {one["segment"] for one in older if one["journal_sequence"] < named[one["segment"]]}
+    keys = {(uid, bytes.fromhex(sha256)): stone.sequence for stone in stones for uid, sha256 in stone.images}
+    copies = rows_in(connection, COPIES, "uid", {uid for uid, _sha256 in keys})
+    barring = {
+        copy["id"]: keys[copy["uid"], copy["sha256"]] for copy in copies if (copy["uid"], copy["sha256"]) in keys
+    }
+    parts = rows_in(connection, PARTS, "copy", barring)
+    written = rows_in(connection, SEGMENTS, "segment", {part["segment"] for part in parts} - segments)
+    at = {one["segment"]: one["journal_sequence"] for one in written}
+    return segments, [part for part in parts if at.get(part["segment"], barring[part["copy"]]) < barring[part["copy"]]]
 
 
 def _ids(texts: Iterable[str]) -> list[bytes]:

@@ -13,10 +13,20 @@ from typing import Any
 from sqlalchemy import Connection, insert, select
 
 from raidd.array.catalog_bars import bury
-from raidd.array.catalog_database import read_meta, write_meta
+from raidd.array.catalog_database import put, read_meta, row, write_meta
 from raidd.array.catalog_intake import pin_versions
-from raidd.array.catalog_schema import JOURNAL
-from raidd.array.journal import GENESIS, Head, JournalEntry, make_entry, parse_line, verify_chain
+from raidd.array.catalog_schema import JOURNAL, JOURNAL_BRANCHES
+from raidd.array.journal import (
+    GENESIS,
+    MERGE,
+    Head,
+    JournalEntry,
+    make_entry,
+    merge_detail,
+    merged,
+    parse_line,
+    verify_chain,
+)
 from raidd.errors import CatalogUnusable
 
 FLOOR_KEY = "catalog.sequence_floor"
@@ -55,8 +65,17 @@ def keep(connection: Connection, entries: Sequence[JournalEntry]) -> None:
     lines = [{"sequence": e.sequence, "line": e.to_line().decode(), "hash": e.hash} for e in entries]
     connection.execute(insert(JOURNAL), lines)
     for entry in entries:
-        bury(connection, entry)
-        pin_versions(connection, _versions(entry))
+        _project(connection, entry)
+
+
+def _project(connection: Connection, entry: JournalEntry) -> None:
+    bury(connection, entry)
+    pin_versions(connection, _versions(entry))
+    if entry.action == MERGE:
+        branches = [{"hash": digest, "sequence": sequence} for sequence, digest in entry.detail["branches"]]
+        put(connection, JOURNAL_BRANCHES, branches)
+    for other in merged(entry):
+        pin_versions(connection, _versions(other))
 
 
 def _versions(entry: JournalEntry) -> list[tuple[str, str, int]]:
@@ -81,9 +100,10 @@ def after(connection: Connection, sequence: int, limit: int) -> list[JournalEntr
 
 
 def holds(connection: Connection, wanted: Head) -> bool:
-    """Whether (sequence, hash) is an entry of this journal, or the genesis."""
+    """Whether (sequence, hash) is an entry of this journal or of a branch merged into it, or the genesis."""
     query = select(JOURNAL.c.hash).where(JOURNAL.c.sequence == wanted[0])
-    return wanted == GENESIS or connection.execute(query).scalar() == wanted[1]
+    known = wanted == GENESIS or connection.execute(query).scalar() == wanted[1]
+    return known or row(connection, JOURNAL_BRANCHES, hash=wanted[1], sequence=wanted[0]) is not None
 
 
 def restore(connection: Connection, entries: Sequence[JournalEntry]) -> None:
@@ -98,6 +118,13 @@ def restore(connection: Connection, entries: Sequence[JournalEntry]) -> None:
     keep(connection, [entry for entry in entries if entry.sequence > known[0]])
     if entries:
         raise_floor(connection, entries[-1].sequence + RESTORE_GAP)
+
+
+def merge(connection: Connection, strays: Sequence[JournalEntry], at: str) -> None:
+    """Tie branches in: what they purged stays purged, and their heads count as known."""
+    fresh = [entry for entry in strays if not holds(connection, entry.head)]
+    if fresh:
+        append(connection, at, "raidd", MERGE, (), "ok", merge_detail(fresh))
 
 
 def check_chain(connection: Connection) -> list[str]:

@@ -159,6 +159,8 @@ JOURNAL = Table(  # its rows are sealed by their own hash chain
     _text("line"),
     _text("hash"),
 )
+# Entries that some member's replica holds beside our chain, since a state_dir was lost with its newest entries.
+JOURNAL_BRANCHES = _table("journal_branches", _text("hash", primary_key=True), _int("sequence"))
 TOMBSTONE_SEGMENTS = _table("tombstone_segments", _id("segment", primary_key=True), _int("sequence"))
 TOMBSTONE_IMAGES = _table(
     "tombstone_images", _text("uid", primary_key=True), _id("sha256", primary_key=True), _int("sequence")

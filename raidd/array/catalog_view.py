@@ -180,7 +180,7 @@ class CatalogView(FleetView):
             return journal.after(connection, sequence, limit)
 
     def journal_holds(self, head: Head) -> bool:
-        """Whether a member's journal head is an entry of this chain; if not, the catalog is behind."""
+        """Whether a member's journal head is known: an entry of our chain, or of a branch merged into it."""
         with self._database.read() as connection:
             return journal.holds(connection, head)
 

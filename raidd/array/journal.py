@@ -26,7 +26,7 @@ from raidd.errors import CatalogUnusable, MemberError
 GENESIS = (0, "0" * 64)
 """The head of an empty journal: (sequence, hash)."""
 FOLDER = "journal"
-PURGE = "purge"
+PURGE, MERGE = "purge", "merge"
 
 _DAY_FILE = re.compile(r"\d{4}-\d\d-\d\d\.jsonl", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -56,7 +56,11 @@ class JournalEntry:
 
     def to_line(self) -> bytes:
         """The entry as it stands in the files, with its newline."""
-        return _canonical({**_body(self), "hash": self.hash}) + b"\n"
+        return _canonical(self.to_document()) + b"\n"
+
+    def to_document(self) -> dict[str, Any]:
+        """The entry as JSON."""
+        return {**_body(self), "hash": self.hash}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,11 @@ def make_entry(
 
 def parse_line(line: bytes) -> JournalEntry:
     """An entry from its line. ValueError when it is not one, or its hash is wrong."""
-    document = json.loads(line)
+    return parse_document(json.loads(line))
+
+
+def parse_document(document: object) -> JournalEntry:
+    """An entry from its JSON. ValueError as `parse_line`."""
     if not isinstance(document, dict) or document.keys() != {*_KEYS, "hash"}:
         raise ValueError("not a journal entry")
     entry = JournalEntry(**{**document, "objects": tuple(document["objects"])})
@@ -115,8 +123,30 @@ def journal_path(entry: JournalEntry) -> str:
 
 
 def tombstones(entries: Iterable[JournalEntry]) -> list[Tombstone]:
-    """What the purges among ``entries`` bar. ValueError for a purge that cannot be understood."""
-    return [_tombstone(entry) for entry in entries if entry.action == PURGE]
+    """What the purges among ``entries`` bar, merged ones included. ValueError for one that cannot be understood."""
+    found = [_tombstone(entry) for entry in entries if entry.action == PURGE]
+    return found + [_tombstone(entry) for entry in entries for entry in merged(entry) if entry.action == PURGE]
+
+
+def longest(replicas: Iterable[Sequence[JournalEntry]]) -> tuple[Sequence[JournalEntry], list[JournalEntry]]:
+    """The chain that goes on the furthest, and the entries that only others hold (branches of it)."""
+    chains = list(replicas)
+    best = max(chains, key=lambda chain: chain[-1].head if chain else GENESIS, default=())
+    known = {entry.hash for entry in best}
+    strays = {entry.hash: entry for chain in chains for entry in chain if entry.hash not in known}
+    return best, sorted(strays.values(), key=lambda entry: entry.head)
+
+
+def merge_detail(strays: Iterable[JournalEntry]) -> dict[str, Any]:
+    """What a `merge` entry tells of the branches that it ties in: their heads; whole, what must stay in force."""
+    strays = list(strays)
+    kept = [entry.to_document() for entry in strays if entry.action == PURGE or "versions" in entry.detail]
+    return {"branches": [list(entry.head) for entry in strays], "entries": kept}
+
+
+def merged(entry: JournalEntry) -> list[JournalEntry]:
+    """The entries of branches that a `merge` entry carries. ValueError when it cannot be understood."""
+    return [parse_document(one) for one in entry.detail.get("entries", [])] if entry.action == MERGE else []
 
 
 def _tombstone(entry: JournalEntry) -> Tombstone:

@@ -16,6 +16,7 @@ from raidd.codec.manifest import Manifest, ManifestImage
 
 ARRAY = UUID("00000000-0000-4000-8000-0000000000aa")
 NOW = "2026-11-24T10:00:00.000Z"
+SMALL = Geometry(2, 1)
 NOW_MS = 1_795_514_400_000
 
 
@@ -76,7 +77,7 @@ def segment(
     identifier: UUID,
     images: Iterable[ManifestImage],
     *,
-    geometry: Geometry = Geometry(2, 1),
+    geometry: Geometry = SMALL,
     on: Sequence[UUID] | None = None,
     absent: Iterable[int] = (),
     replaces: Iterable[UUID] = (),
