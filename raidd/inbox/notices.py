@@ -56,18 +56,21 @@ class Notices:
         self._is_network = is_network
         self._observers: dict[str, BaseObserver] = {}
         self._failures: dict[str, str] = {}
+        self._started = False
 
     def start(self) -> None:
+        self._started = True
         for root in self._roots:
             self._start(root)
 
     def stop(self) -> None:
+        self._started = False
         for name in list(self._observers):
             self._stop(name)
 
     def restart_dead(self) -> None:
         """Replace observers of which a thread has ended (the folder was replaced, watchdog gave up)."""
-        for root in self._roots:
+        for root in self._roots if self._started else ():
             observer = self._observers.get(root.name)
             if observer is None or not observer.is_alive() or not all(e.is_alive() for e in observer.emitters):
                 self._stop(root.name)
