@@ -4,7 +4,7 @@ These take the members' locks and write labels, so they are not raidctl's own wo
 `python -P -m raidd.daemon.offline`, started as a child process with the standard streams inherited; its exit code
 is raidctl's (killed by a signal: 128 + its number). The argument vectors, exactly; `[…]` is passed only when given:
 
-    init --name N [--level L] [--copies N] [--width N] [--data N] [--parity N]
+    init --name=N [--level=L] [--copies=N] [--width=N] [--data=N] [--parity=N]
          [--allow-same-device] [--allow-filesystem] --config F MOUNT…          one MOUNT or more
     assemble --config F [MOUNT…]
     catalog reindex --config F
@@ -74,7 +74,7 @@ def init(
     path = config.config_path(settings) if settings else invocation(context).settings
     options = {"--name": name, "--level": level, "--copies": copies, "--width": width}
     options |= {"--data": data, "--parity": parity}
-    arguments = [word for key, value in options.items() if value is not None for word in (key, str(value))]
+    arguments = [f"{key}={value}" for key, value in options.items() if value is not None]
     arguments += ["--allow-same-device"] * allow_same_device + ["--allow-filesystem"] * allow_filesystem
     raise typer.Exit(run(["init", *arguments, "--config", str(path), *_absolute(mounts)]))
 

@@ -74,8 +74,8 @@ def test_init_passes_exactly_the_agreed_words(fake_package: Path) -> None:
 
 
 def test_config_after_init_counts_and_what_is_not_given_is_not_passed(fake_package: Path) -> None:
-    _, words, _ = run(fake_package, "--config", "x", "init", "--config", "/y.toml", "--name", "n", "/d1", "/d2")
-    assert words == ["init", "--name", "n", "--config", "/y.toml", "/d1", "/d2"]
+    _, words, _ = run(fake_package, "--config", "x", "init", "--config", "/y.toml", "--name=-n", "/d1", "/d2")
+    assert words == ["init", "--name=-n", "--config", "/y.toml", "/d1", "/d2"]
 
 
 def test_assemble_and_reindex_pass_the_settings_file(fake_package: Path) -> None:
