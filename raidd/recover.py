@@ -421,7 +421,7 @@ def parse_manifest(packed: bytes, group: Group) -> None:
         said = [document[key] for key in ("array", "segment", "k", "m", "payload_length")]
         if said != [group.array, group.segment, head.k, head.m, head.payload_length]:
             raise ValueError("head and manifest contradict each other")
-        group.members = [_text(member) for member in document["members"]]
+        group.members = [sys.intern(_text(member)) for member in document["members"]]
         group.replaces = [_text(segment) for segment in document["replaces"]]
         group.tables = [bytes.fromhex(_text(digest)) for digest in document["tables"]]
         group.sequence = _count(document["journal"]["sequence"])
@@ -435,7 +435,7 @@ def parse_manifest(packed: bytes, group: Group) -> None:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"not a text: {str(value)[:40]}")
-    return sys.intern(value) if len(value) < 200 else value
+    return value
 
 
 def _count(value: Any) -> int:
@@ -465,11 +465,13 @@ def _entry(image: dict[str, Any], group: Group) -> Entry:
         raise ValueError("an image beyond the payload")
     known = image["size"] is not None and image["sha256"] is not None
     size = _count(image["size"]) if known else -1
+    sha256 = _digest(image["sha256"]) if known else b""
+    sha256 = part.sha256 if sha256 == part.sha256 else sha256  # one object is enough
     if known and part.image_offset + part.length > size:
         raise ValueError("a part beyond its image")
     identity = image.get("identity")
     place = place_of(identity if isinstance(identity, dict) else {}, part.uid)
-    return Entry(part, size, _digest(image["sha256"]) if known else b"", _count(image["version"]), place)
+    return Entry(part, size, sha256, _count(image["version"]), place)
 
 
 # --- Names -----------------------------------------------------------------------------------------------------------
@@ -524,7 +526,8 @@ class Tombstones:
     def __init__(self) -> None:
         self.images: dict[str, int] = {}
         self.contents: dict[tuple[str, bytes], int] = {}
-        self.segments: dict[str, int] = {}
+        self.segments: set[str] = set()
+        self.emptied: dict[str, int] = {}  # segments deleted without a list of their images
 
     def add(self, entry: dict[str, Any]) -> None:
         sequence, detail = _count(entry["sequence"]), entry["detail"]
@@ -535,73 +538,118 @@ class Tombstones:
         for content in images:
             self.contents[content] = max(sequence, self.contents.get(content, 0))
         for segment in segments:
-            self.segments[segment] = max(sequence, self.segments.get(segment, 0))
+            self.segments.add(segment)
+            if not images and not objects:
+                self.emptied[segment] = max(sequence, self.emptied.get(segment, 0))
 
-    def bar(self, entry: Entry) -> bool:
-        """True for an image deleted after its segment was written; delivered again later it is another matter."""
-        part = entry.part
-        deleted = max(self.images.get(part.image, 0), self.contents.get((part.uid, entry.sha256), 0))
-        return part.group.sequence < deleted
+    def bar(self, part: Part, sha256: bytes) -> bool:
+        """True for an image deleted after its segment was written; delivered again later it is another matter.
+
+        Judged by image: a segment is named also where only one of its images was deleted and the others went on in
+        a new segment. If that one is lost, the old one is the last to have them.
+        """
+        by_image = max(self.images.get(part.image, 0), self.contents.get((part.uid, sha256), 0))
+        return part.group.sequence < max(by_image, self.emptied.get(part.group.segment, 0))
 
 
 class Member:
-    """One raidd-<uuid> folder."""
+    """One raidd-<uuid> folder, and its label as far as it can be believed."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.name = os.path.basename(path)
+        self.uuid = self.name[len("raidd-") :]
+        self.label: dict[str, Any] = {}
 
 
 _MEMBER_NAME = re.compile(r"raidd-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
 def find_members(mounts: Iterable[str], report: Report) -> list[Member]:
-    """Member folders at, in, or one level below the given folders, each once."""
+    """Member folders at, in, or one level below the given folders, each once, that this program may read."""
     found: dict[tuple[int, int], Member] = {}
     for mount in mounts:
-        paths = [mount] if _is_member(mount) else _members_in(mount)
+        paths = [mount] if _is_member(mount) else _members_in(mount, report)
         if not paths:
-            paths = [path for folder in _folders(mount) for path in _members_in(folder)]
+            paths = [path for folder in _folders(mount, report) for path in _members_in(folder, report)]
         if not paths:
-            report.fault(f"{mount}: no folder raidd-<id> here; is the disk mounted?")
+            report.note(f"{mount}: no folder raidd-<id> here; is the disk mounted?")
         for path in paths:
-            status = os.stat(path)
-            found.setdefault((status.st_dev, status.st_ino), Member(os.path.realpath(path)))
-    return [member for member in found.values() if _may_read(member, report)]
+            with contextlib.suppress(OSError):  # gone again: as if it had not been there
+                status = os.stat(path)
+                found.setdefault((status.st_dev, status.st_ino), Member(os.path.realpath(path)))
+    members = [member for member in found.values() if _may_read(member, report)]
+    if not members:
+        report.fault("No disk of an array found in the folders given.")
+    return members
 
 
 def _is_member(path: str) -> bool:
     return bool(_MEMBER_NAME.fullmatch(os.path.basename(os.path.realpath(path)))) and os.path.isdir(path)
 
 
-def _folders(path: str) -> list[str]:
+def _members_in(path: str, report: Report) -> list[str]:
+    return [folder for folder in _folders(path, report) if _is_member(folder)]
+
+
+def _folders(path: str, report: Report) -> list[str]:
+    """Subfolders, sorted, links left out. What cannot be listed is said, and counts as empty."""
     try:
         with os.scandir(path) as entries:
             return sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
-    except OSError:
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        report.note(f"{path}: cannot be listed: {error.strerror}")
         return []
 
 
-def _members_in(path: str) -> list[str]:
-    return [folder for folder in _folders(path) if _is_member(folder)]
+def _names(folder: str, report: Report) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        report.note(f"{folder}: cannot be listed: {error.strerror}")
+        return []
 
 
 def _may_read(member: Member, report: Report) -> bool:
     """False if the label asks for more than this program knows. A damaged label asks for nothing."""
     try:
-        fd = open_regular(os.path.join(member.path, "label.json"))
-        with os.fdopen(fd, "rb") as file:
+        with os.fdopen(open_regular(os.path.join(member.path, "label.json")), "rb") as file:
             label = json.loads(file.read(4 << 20).decode("utf-8"))
         said = label.pop("crc32c")
         if said != f"{crc32c(canonical(label)):08x}":
             raise ValueError("its checksum does not fit")
-        requires = label["requires"]
+        requires, member.label = label["requires"], label
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         report.note(f"{member.path}: label not readable ({error}); its shards speak for themselves")
         return True
     if requires:
-        report.fault(f"{member.path}: needs a newer recover.py ({requires}): left alone; use the one in that folder")
+        report.note(f"{member.path}: needs a newer recover.py ({requires}): left alone; use the one in that folder")
     return not requires
+
+
+def check_complete(members: Iterable[Member], report: Report) -> None:
+    """A fault if so many disks are missing that some segments may have all their shards on them, unseen."""
+    members = list(members)
+    newest: dict[str, dict[str, Any]] = {}
+    for member in members:
+        label = member.label
+        with contextlib.suppress(TypeError, KeyError):
+            if label and label["epoch"] > newest.get(label["array"], {"epoch": -1})["epoch"]:
+                newest[label["array"]] = label
+    for label in newest.values():
+        with contextlib.suppress(TypeError, KeyError, AttributeError):
+            here = {member.uuid for member in members}
+            rows = [row for row in label["roster"] if row["slot"] is not None and row["state"] != "retired"]
+            slots = {row["slot"] for row in rows} - {row["slot"] for row in rows if row["member"] in here}
+            if len(slots) > label["m"]:
+                named = ", ".join(sorted(f"{row['slot']} ({row['member']})" for row in rows if row["slot"] in slots))
+                report.fault(
+                    f"{len(slots)} disks are missing, {label['m']} may be: there may be images only on slots {named}"
+                )
 
 
 def canonical(document: Any) -> bytes:
@@ -614,17 +662,10 @@ def read_journals(members: Iterable[Member], report: Report) -> Tombstones:
     tombstones = Tombstones()
     for member in members:
         folder = os.path.join(member.path, "journal")
-        for name in _names(folder):
+        for name in _names(folder, report):
             if name.endswith(".jsonl"):
                 _read_journal(os.path.join(folder, name), tombstones, report)
     return tombstones
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except OSError:
-        return []
 
 
 def _read_journal(path: str, tombstones: Tombstones, report: Report) -> None:
@@ -663,7 +704,7 @@ class Array:
         self._bad_manifests: dict[tuple[Head, bytes], str] = {}
 
     def scan(self, member: Member) -> None:
-        for number, path in enumerate(_shard_paths(member.path)):
+        for number, path in enumerate(_shard_paths(member.path, self.report)):
             self.report.progress(f"reading {member.name}: {number} shards")
             name = _SHARD_NAME.fullmatch(os.path.basename(path))
             if not name:
@@ -696,15 +737,16 @@ class Array:
         key = (head.common(), hashlib.sha256(packed).digest())
         if key in self._bad_manifests:
             raise Damaged(self._bad_manifests[key])
-        groups = self.groups.setdefault(str(uuid.UUID(bytes=head.segment)), {})
+        group = Group(head.common())
+        groups = self.groups.get(group.segment, {})
         if key not in groups:
-            group = Group(head.common())
             try:
                 parse_manifest(packed, group)
             except Damaged as error:
                 self._bad_manifests[key] = str(error)
                 raise
-            groups[key] = group
+            self.groups.setdefault(group.segment, {})[key] = group
+            return group
         return groups[key]
 
     def all_groups(self) -> Iterator[Group]:
@@ -727,21 +769,23 @@ class Array:
                         old.state = REPLACED
                     self.broken.pop(segment, None)
 
+    def has_shards(self, segment: str) -> bool:
+        return any(group.shards for group in self.groups[segment].values())
+
     def nameless(self, tombstones: Tombstones) -> Iterator[str]:
         """Segments of which no manifest can be read: nobody can say which images were in them."""
         for segment, reasons in sorted(self.broken.items()):
-            readable = any(group.shards for group in self.groups.get(segment, {}).values())
-            if not readable and segment not in tombstones.segments:
+            if segment not in self.groups and segment not in tombstones.segments:
                 yield "segment {}: no readable shard ({})".format(segment, "; ".join(sorted(set(reasons))))
 
 
-def _shard_paths(member: str) -> Iterator[str]:
+def _shard_paths(member: str, report: Report) -> Iterator[str]:
     """Every *.shard below segments/, folders in order; links are not followed."""
     folders = [os.path.join(member, "segments")]
     while folders:
         folder = folders.pop()
-        folders += reversed(_folders(folder))
-        for name in _names(folder):
+        folders += reversed(_folders(folder, report))
+        for name in _names(folder, report):
             if name.endswith(".shard"):
                 yield os.path.join(folder, name)
 
@@ -761,14 +805,13 @@ class Image:
         self.wanted = False
 
     def first_segment(self) -> str:
-        return min(part.group.segment for part in self.parts)
+        return min((part.group.segment for part in self.parts), default="")
 
     def chain(self) -> list[list[Part]]:
         """Parts that tile the image, in order, each with its equals; [] if none do. Live and readable ones first."""
         starts: dict[int, dict[tuple[int, bytes], list[Part]]] = {}
         for part in self.parts:
-            if part.length < self.size or part.sha256 == self.sha256:
-                starts.setdefault(part.image_offset, {}).setdefault((part.length, part.sha256), []).append(part)
+            starts.setdefault(part.image_offset, {}).setdefault((part.length, part.sha256), []).append(part)
         best: dict[int, tuple[int, list[Part]]] = {self.size: (0, [])}
         for start in sorted(starts, reverse=True):
             for (length, _), equals in starts[start].items():
@@ -793,38 +836,40 @@ class Collection:
 
     def __init__(self) -> None:
         self.images: dict[tuple[str, bytes], Image] = {}
-        self.deleted: dict[tuple[str, bytes], str] = {}
+        self.deleted: set[tuple[str, bytes]] = set()
         self.unfinished: dict[str, str] = {}  # image id -> UID: its last part is nowhere
 
     def gather(self, array: Array, tombstones: Tombstones, include_deleted: bool) -> None:
         """``include_deleted``: also what was purged, or left out when its segment was replaced."""
         stored: dict[tuple[str, str], list[Entry]] = {}
         for group in sorted(array.all_groups(), key=lambda group: group.segment):
-            for entry in group.entries if group.shards else ():
-                stored.setdefault((entry.part.image, entry.part.uid), []).append(entry)
+            if group.shards or not array.has_shards(group.segment):
+                for entry in group.entries:
+                    stored.setdefault((entry.part.image, entry.part.uid), []).append(entry)
+            group.entries = []  # thirty years of them would not fit twice
         for entries in stored.values():
             self._one_stored_image(entries, tombstones, include_deleted)
         self.images = {key: image for key, image in self.images.items() if image.wanted}
-        for key in self.images:
-            self.deleted.pop(key, None)
+        self.deleted -= self.images.keys()
         self._number()
 
     def _one_stored_image(self, entries: list[Entry], tombstones: Tombstones, include_deleted: bool) -> None:
+        # A part need not know the whole's digest: what was said of any other part of this image holds for it.
         wholes = {(entry.size, entry.sha256): entry for entry in entries if entry.size > 0}
+        digests = [sha256 for _, sha256 in wholes] or [b""]
+        uid = entries[0].part.uid
         kept = []
-        for entry in entries:
-            # A part need not know the whole's digest: what was said of any other part of this image holds for it.
-            barred = any(tombstones.bar(entry._replace(sha256=sha256)) for _, sha256 in wholes or {(0, b""): entry})
-            if not barred or include_deleted:
-                kept.append(entry.part)
+        for part in (entry.part for entry in entries):
+            if include_deleted or not any(tombstones.bar(part, sha256) for sha256 in digests):
+                kept.append(part)
             else:
-                self.deleted[entry.part.uid, entry.sha256] = entry.part.uid
+                self.deleted.update((uid, sha256) for sha256 in digests)
         wanted = any(include_deleted or part.group.state == LIVE for part in kept)
         if not wholes and wanted:
-            self.unfinished[entries[0].part.image] = entries[0].part.uid
+            self.unfinished[entries[0].part.image] = uid
         for (size, sha256), entry in wholes.items():
-            image = self.images.setdefault((entry.part.uid, sha256), Image(entry.part.uid, size, sha256, entry))
-            image.parts += kept
+            image = self.images.setdefault((uid, sha256), Image(uid, size, sha256, entry))
+            image.parts += [part for part in kept if part.length < size or part.sha256 == sha256]
             image.version = min(image.version, entry.version)
             image.wanted = image.wanted or wanted
 
@@ -906,7 +951,7 @@ class Payloads:
         head, self._mended = group.head, True
         self._data = bytearray()
         self._data = bytearray(head.k * head.shard_length)
-        sources = [source for shards in group.shards.values() for source in map(_open_source, shards) if source]
+        sources = [source for i in sorted(group.shards) for source in map(_open_source, group.shards[i]) if source]
         lost = 0
         try:
             for block, start in enumerate(range(0, head.shard_length, head.block_size)):
@@ -921,7 +966,7 @@ class Payloads:
     def _mend_row(self, head: Head, sources: list[Source], block: int, start: int, length: int) -> bool:
         good: dict[int, bytes] = {}
         # Data shards first: a row without damage needs no decoding, and no parity is read for it.
-        for index, fd, table in sorted(sources):
+        for index, fd, table in sources:
             if index not in good and len(good) < head.k:
                 data = _read_block(fd, head.body_offset + start, length)
                 if len(data) == length and table[4 * block : 4 * block + 4] == struct.pack("<I", crc32c(data)):
@@ -988,6 +1033,7 @@ class Output:
     """The folder for the restored images. Every step below it goes by descriptor and follows no link."""
 
     PART = ".recover.part"
+    NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | getattr(os, "O_CLOEXEC", 0)
     FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | getattr(os, "O_CLOEXEC", 0)
 
     def __init__(self, path: str, members: Iterable[Member]) -> None:
@@ -1025,8 +1071,7 @@ class Output:
     def _write(self, folder: int, final: str, size: int, sha256: bytes, pieces: Iterator[memoryview]) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.PART, dir_fd=folder)  # of an earlier run that was interrupted
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | getattr(os, "O_CLOEXEC", 0)
-        fd = os.open(self.PART, flags, 0o666, dir_fd=folder)
+        fd = os.open(self.PART, self.NEW, 0o666, dir_fd=folder)
         try:
             digest, length = hashlib.sha256(), 0
             try:
@@ -1080,13 +1125,16 @@ def _write_all(fd: int, data: memoryview) -> None:
         data = data[os.write(fd, data[: 8 << 20]) :]
 
 
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+
 def _name(folder: int, part: str, final: str) -> None:
     """Give the finished file its name, never over another: link and unlink, or a rename where links are unknown."""
     try:
         os.link(part, final, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
         os.unlink(part, dir_fd=folder)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.ENOTSUP):
+        if error.errno not in _NO_LINKS:
             raise
         os.close(os.open(final, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666, dir_fd=folder))
         os.rename(part, final, src_dir_fd=folder, dst_dir_fd=folder)
@@ -1167,7 +1215,7 @@ class Report:
     def fault(self, text: str) -> None:
         self.faults += 1
         self._clear()
-        sys.stderr.write(f"NOT RESTORED: {printable(text)}\n")
+        sys.stderr.write(f"{printable(text)}\n")
 
     def say(self, text: str) -> None:
         self._clear()
@@ -1193,12 +1241,12 @@ class Restorer:
     def restore(self, image: Image) -> None:
         chain = image.chain()
         if not chain:
-            self._report.fault(f"{_title(image)}: {_gap(image)}")
+            self._report.fault(f"NOT RESTORED: {_title(image)}: {_gap(image)}")
             return
         try:
             written = self._output.put(image.place[:-1], image.name, image.size, image.sha256, self._pieces(chain))
         except ValueError as error:
-            self._report.fault(f"{_title(image)}: {error}")
+            self._report.fault(f"NOT RESTORED: {_title(image)}: {error}")
             return
         self._done += image.size
         self.written += written
@@ -1278,13 +1326,14 @@ def run(options: argparse.Namespace, report: Report) -> None:
     for member in members:
         array.scan(member)
     array.settle()
+    check_complete(members, report)
     tombstones = read_journals(members, report)
     collection = Collection()
     collection.gather(array, tombstones, options.include_deleted)
     images = _chosen(collection, options.sop, report)
     if not options.sop:
         for problem in array.nameless(tombstones):
-            report.fault(problem)
+            report.fault(f"NOT RESTORED: {problem}")
     if output is None:
         list_images(images, report)
     else:
@@ -1302,11 +1351,20 @@ def _chosen(collection: Collection, uids: list[str] | None, report: Report) -> l
     images = [image for image in collection.images.values() if not uids or image.uid in uids]
     for uid in uids or ():
         if uid not in {image.uid for image in images}:
-            report.fault(f"image {uid}: not found on these disks")
+            report.fault(f"NOT RESTORED: image {uid}: not found on these disks")
     for image_id, uid in collection.unfinished.items():
         if not uids or uid in uids:
-            report.fault(f"image {uid} ({image_id}): its last part is nowhere; perhaps it never arrived whole")
-    return sorted(images, key=lambda image: (image.first_segment(), image.parts[0].offset))
+            report.fault(
+                f"NOT RESTORED: image {uid} ({image_id}): its last part is nowhere; perhaps it never arrived whole"
+            )
+    return sorted(images, key=_place_on_disk)
+
+
+def _place_on_disk(image: Image) -> tuple[str, int]:
+    """Images of one segment one after the other, so that each segment is read and decoded once."""
+    for equals in image.chain()[:1]:
+        return equals[0].group.segment, equals[0].offset
+    return "", 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
