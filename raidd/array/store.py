@@ -21,7 +21,7 @@ from raidd.array.catalog import Catalog, Counts, ImageRow
 from raidd.array.commit import PADDING_LIMIT, Committer, Payload, Receipt
 from raidd.array.membership import Membership
 from raidd.array.reading import Reader
-from raidd.array.roster import WRITABLE, ArrayState, MemberState, array_state
+from raidd.array.roster import WRITABLE, ArrayState, MemberState, array_state, slot_states
 from raidd.codec.geometry import PAYLOAD_TARGET
 from raidd.codec.ids import next_id
 from raidd.codec.manifest import ManifestImage
@@ -182,7 +182,8 @@ class Store:
         """The array's state and what it tolerates, from counts over placements and exceptions."""
         counts = self.catalog.counts(self.membership.away())
         roster = self.membership.roster
-        slots = [self.membership.state(e.member) for e in roster.entries if e.slot is not None]
+        presences = {member.uuid: member.presence for member in self.membership.members()}
+        slots = list(slot_states(roster, presences).values())
         state = array_state(
             slots,
             counts.least_spare,

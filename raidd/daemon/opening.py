@@ -117,7 +117,7 @@ def _open_locked(
     if sightings is None:
         places = [(path, uuid) for uuid, path in remembered.paths.items()]
         sightings = discover(places, min(LOOK_S, config.health.deadline_s))
-    chosen = choose_roster(_labels(remembered.roster, sightings))
+    chosen = choose_roster(_labels(remembered.roster.array, sightings), remembered=remembered.roster)
     members = [_member(e.member, remembered.paths, sightings, config) for e in chosen.entries if _used(e.state)]
     _lock_members(members, locks)
     catalog, because = _open_catalog(config, chosen, members, fresh_catalog)
@@ -151,13 +151,12 @@ def _used(state: MemberState) -> bool:
     return state != MemberState.RETIRED
 
 
-def _labels(remembered: Roster, sightings: Iterable[Sighting]) -> list[Label]:
-    """Good labels of this array, and the roster that state_dir remembers as if it were one more."""
-    mine = [s.label for s in sightings if s.label is not None and s.label.roster.array == remembered.array]
+def _labels(array: UUID, sightings: Iterable[Sighting]) -> list[Label]:
+    """Good labels of this array; those that are not understood are named in the log."""
     for sighting in sightings:
-        if not sighting.understood and sighting.array in (None, remembered.array):
+        if not sighting.understood:
             LOG.warning("%s: %s", sighting.path, sighting.fault)
-    return [Label(remembered.entries[0].member, remembered), *mine]
+    return [s.label for s in sightings if s.label is not None and s.label.roster.array == array]
 
 
 def _member(uuid: UUID, paths: Mapping[UUID, str], sightings: Iterable[Sighting], config: Config) -> Member:

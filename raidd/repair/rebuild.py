@@ -15,7 +15,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from raidd.array.catalog import Catalog, SegmentRow
@@ -23,13 +23,14 @@ from raidd.array.member_disk import MemberDisk, quarantine, write_durable
 from raidd.array.members import Member
 from raidd.array.membership import Membership
 from raidd.array.reading import Reader, Span
-from raidd.array.roster import WRITABLE, MemberState
+from raidd.array.roster import MemberState, Roster
 from raidd.array.survey import Verdict, inspect
 from raidd.array.worker import Cancel
 from raidd.codec.geometry import shard_length
 from raidd.codec.segment import SealedShard, reseal
 from raidd.codec.shard import shard_path
 from raidd.errors import ImageUnreadable, MemberConflict, MemberError, MemberFaulty, ShardError
+from raidd.repair.plan import MembersView, SegmentView, members_view, plan_repairs
 
 LOG = logging.getLogger(__name__)
 
@@ -70,51 +71,27 @@ class Rebuilder:
             row = self._catalog.segment(segment)
             if row is None:
                 return Outcome(0, 0, True)
-            lost = self.lost(row)
-            homes = self._homes(row, lost)
-            outcome = self._recreate(row, homes) if homes else Outcome(0, 0, False)
-            return Outcome(outcome.written, outcome.bytes, len(lost) == outcome.written)
+            plan = plan_repairs([self._view(row)], self._members(row))
+            homes = {task.index: self._membership.writable(task.target) for task in plan.tasks}
+            outcome = self._recreate(row, {i: m for i, m in homes.items() if m is not None and not m.full})
+            return Outcome(outcome.written, outcome.bytes, not plan.stuck and outcome.written == len(plan.tasks))
 
-    def lost(self, row: SegmentRow) -> list[int]:
-        """Indexes that are excepted, or whose member's slot was given to another."""
-        excepted = self._catalog.excepted(row.segment)
-        return [
-            index
-            for index, member in enumerate(row.placement.members)
-            if index in excepted or self._successor(member) is not None
-        ]
+    def _view(self, row: SegmentRow) -> SegmentView:
+        length = shard_length(row.payload_length, row.placement.geometry.k)
+        return SegmentView(row.segment, row.placement, frozenset(self._catalog.excepted(row.segment)), length)
 
-    def _successor(self, member: UUID) -> UUID | None:
-        """Who fills this member's slot instead of it; None while it fills it itself, or has none."""
+    def _members(self, row: SegmentRow) -> MembersView:
+        """The members as they are now; for the shards of former members, the emptiest of the others adopt."""
         roster = self._membership.roster
-        entry = roster.find(member)
-        if entry is None or entry.slot is None:
-            return None
-        filling = roster.slot_entry(entry.slot)
-        return filling.member if filling.member != member and filling.state in WRITABLE else None
-
-    def _homes(self, row: SegmentRow, lost: Sequence[int]) -> dict[int, Member]:
-        """index → the member that its shard is written to; those with nowhere to go are left out."""
-        homes: dict[int, Member] = {}
-        kept = {m for i, m in enumerate(row.placement.members) if i not in lost}
-        for index in lost:
-            holder = row.placement.members[index]
-            member = self._membership.writable(self._successor(holder) or holder) or self._adoptive(holder, kept)
-            if member is not None and member.uuid not in kept and not member.full:
-                homes[index] = member
-                kept.add(member.uuid)
-        return homes
-
-    def _adoptive(self, holder: UUID, kept: set[UUID]) -> Member | None:
-        """For the shards of a former member, which no slot remembers: the emptiest that has none of the segment."""
-        entry = self._membership.roster.find(holder)
-        if entry is not None and entry.state != MemberState.RETIRED:
-            return None
-        places = [p for p in self._membership.places() if p.up and p.roomy and p.member not in kept]
-        best = max(places, key=lambda place: place.free_bytes, default=None)
-        return None if best is None else self._membership.writable(best.member)
+        presences = {member.uuid: member.presence for member in self._membership.members()}
+        places = sorted(self._membership.places(), key=lambda place: -place.free_bytes)
+        adopters = [place.member for place in places if place.up and place.roomy]
+        former = frozenset(m for m in row.placement.members if _is_former(roster, m))
+        return replace(members_view(roster, presences), given_up=former, adopters=tuple(adopters))
 
     def _recreate(self, row: SegmentRow, homes: dict[int, Member]) -> Outcome:
+        if not homes:
+            return Outcome(0, 0, False)
         length = shard_length(row.payload_length, row.placement.geometry.k)
         adopted = [index for index, member in homes.items() if self._already_there(row, index, member)]
         left = [index for index in homes if index not in adopted]
@@ -196,6 +173,11 @@ class Rebuilder:
         with self._lock:
             if not lock.locked():
                 self._busy.pop(segment, None)
+
+
+def _is_former(roster: Roster, member: UUID) -> bool:
+    entry = roster.find(member)
+    return entry is None or entry.state == MemberState.RETIRED
 
 
 def try_repair(rebuilder: Rebuilder, segment: UUID) -> Outcome | None:

@@ -98,9 +98,8 @@ class SmallArray:
             disk.on_call = self._step
         remembered = StateFile(self.state_dir).load()
         assert remembered is not None
-        labels = [Label(remembered.roster.entries[0].member, remembered.roster)]
-        labels += [Label.parse(d.read("label.json")) for d in self.memory if d.uuid not in self.lost]
-        self.roster = choose_roster(labels)
+        labels = [Label.parse(d.read("label.json")) for d in self.memory if d.uuid not in self.lost]
+        self.roster = choose_roster(labels, remembered=remembered.roster)
         members = [self._member(e.member) for e in self.roster.entries if e.state != MemberState.RETIRED]
         catalog, because = self._catalog(members)
         membership = Membership(
