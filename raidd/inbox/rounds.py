@@ -29,17 +29,19 @@ class Rounds:
 
     def due_in_s(self) -> float:
         """Seconds until the next round."""
-        return 0.0 if self._watcher.scan_wanted else max(0.0, self._next_scan - self._clock())
+        next_round = min(self._next_scan, self._next_expiry)
+        return 0.0 if self._watcher.scan_wanted else max(0.0, next_round - self._clock())
 
     def once(self) -> bool:
         """Make a round if one is due."""
         if self.due_in_s() > 0:
             return False
-        self._watcher.notices.restart_dead()
-        self.scan_once()
         if self._clock() >= self._next_expiry:
             self._next_expiry = self._clock() + EXPIRE_S
             self._custody.expire_kept()
+        if self._watcher.scan_wanted or self._clock() >= self._next_scan:
+            self._watcher.notices.restart_dead()
+            self.scan_once()
         return True
 
     def scan_once(self) -> Scan:

@@ -1,7 +1,7 @@
 """An honest array in memory for the inbox's tests: it stores what it is given, and lies about nothing.
 
-Faults are switched on by the test: `fail_with` (the next commits raise), `poisoned` (a batch that holds this UID raises),
-`protecting` (False: commits are stored, not protected, and cannot be repaired), `damage` (a stored copy is unreadable).
+Faults are switched on by the test: `fail_with` (the next commits raise), `poisoned` (a batch holding this UID raises),
+`protecting` (False: commits are stored, not protected, beyond repair), `damaged` (stored copies that are unreadable).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class MemoryDraft:
     def discard(self) -> None:
         assert not self.given_back, "given back twice"
         self.given_back += 1
+        self.memory = bytearray()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class MemorySink:
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _ids: int = 0
 
-    def draft(self, timeout_s: float) -> MemoryDraft | None:
+    def draft(self, timeout_s: float) -> MemoryDraft | None:  # noqa: ARG002
         with self._lock:
             draft = MemoryDraft(bytearray(self.capacity))
             self.drafts.append(draft)
