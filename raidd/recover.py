@@ -1030,9 +1030,12 @@ class OutputError(Exception):
 
 
 class Output:
-    """The folder for the restored images. Every step below it goes by descriptor and follows no link."""
+    """The folder for the restored images. Every step below it goes by descriptor and follows no link.
 
-    PART = ".recover.part"
+    Names are given in UTF-8, whatever the locale of the machine that this runs on.
+    """
+
+    PART = b".recover.part"
     NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | getattr(os, "O_CLOEXEC", 0)
     FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | getattr(os, "O_CLOEXEC", 0)
 
@@ -1059,7 +1062,7 @@ class Output:
         """
         folder = self._enter(tuple(folders))
         for number in range(1, 10000):
-            final = f"{name}.dcm" if number == 1 else f"{name}~{number}.dcm"
+            final = (f"{name}.dcm" if number == 1 else f"{name}~{number}.dcm").encode()
             taken = _compare(folder, final, size, sha256)
             if taken is None:
                 self._write(folder, final, size, sha256, pieces)
@@ -1068,7 +1071,7 @@ class Output:
                 return False
         raise OutputError(f"{name}: ten thousand files of this name")
 
-    def _write(self, folder: int, final: str, size: int, sha256: bytes, pieces: Iterator[memoryview]) -> None:
+    def _write(self, folder: int, final: bytes, size: int, sha256: bytes, pieces: Iterator[memoryview]) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.PART, dir_fd=folder)  # of an earlier run that was interrupted
         fd = os.open(self.PART, self.NEW, 0o666, dir_fd=folder)
@@ -1106,7 +1109,7 @@ class Output:
 
     def _enter_one(self, parent: int, name: str) -> int:
         for number in range(1, 1000):
-            candidate = name if number == 1 else f"{name}~{number}"
+            candidate = (name if number == 1 else f"{name}~{number}").encode()
             with contextlib.suppress(FileExistsError):
                 os.mkdir(candidate, 0o777, dir_fd=parent)
             try:
@@ -1128,7 +1131,7 @@ def _write_all(fd: int, data: memoryview) -> None:
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
-def _name(folder: int, part: str, final: str) -> None:
+def _name(folder: int, part: bytes, final: bytes) -> None:
     """Give the finished file its name, never over another: link and unlink, or a rename where links are unknown."""
     try:
         os.link(part, final, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
@@ -1140,7 +1143,7 @@ def _name(folder: int, part: str, final: str) -> None:
         os.rename(part, final, src_dir_fd=folder, dst_dir_fd=folder)
 
 
-def _compare(folder: int, name: str, size: int, sha256: bytes) -> bool | None:
+def _compare(folder: int, name: bytes, size: int, sha256: bytes) -> bool | None:
     """None: the name is free; True: exactly this file is there; False: something else is."""
     try:
         status = os.stat(name, dir_fd=folder, follow_symlinks=False)
