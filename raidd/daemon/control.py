@@ -17,6 +17,7 @@ import anyio.to_thread
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
@@ -24,7 +25,7 @@ import raidd
 from raidd import api
 from raidd.daemon.logs import EventLog
 from raidd.daemon.peer import ADMIN_GROUP, Peer, Role, Roles
-from raidd.daemon.streams import BodyLimit, ContentResponse, ImageContent, LinesResponse, first_chunk
+from raidd.daemon.streams import BodyLimit, ContentResponse, ImageContent, LinesResponse, Steps, content_steps
 from raidd.errors import PermissionRefused, RaiddError, RequestRefused, RequestUnknown
 
 STATUSES: Final = 4  # calls in threads at one time
@@ -109,14 +110,17 @@ def _add_looking(app: FastAPI, services: Services, status_call: Call, call: Call
 
 def _add_streams(app: FastAPI, services: Services, call: Call, log: EventLog) -> None:
     limiter = anyio.CapacityLimiter(STREAMS)
-    lines = partial(LinesResponse, limiter=limiter, log=log)
+
+    def lines(items: Iterator[BaseModel]) -> Response:
+        return LinesResponse(Steps(items, limiter), log=log)
 
     # Before IMAGE, whose {uid} would swallow it.
     @app.get(_with_any_uid(api.IMAGE_CONTENT), status_code=200, response_class=ContentResponse)
     async def content(uid: str, version: int | None = None) -> Response:
         found = await call(services.content, uid, version)
-        chunks = await first_chunk(found, limiter)  # what cannot be read at all is still a proper error
-        return ContentResponse(found.info, chunks, log=log)
+        steps = content_steps(found, limiter)
+        await steps.look_ahead()  # what cannot be read at all is still a proper error
+        return ContentResponse(found.info, steps, log=log)
 
     @app.get(_with_any_uid(api.IMAGE))
     async def image(uid: str, version: int | None = None) -> api.ImageInfo:

@@ -13,7 +13,7 @@ and the iterator is closed after it, in a thread that nobody waits for: a hung d
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -41,27 +41,32 @@ class ImageContent:
 
 
 class Steps(Generic[T]):
-    """A blocking iterator, for the event loop. `close` is safe at any time, also amid a step."""
+    """A blocking iterator, for the event loop's thread. `close` is safe at any time, also amid a step."""
 
     def __init__(self, items: Iterator[T], limiter: anyio.CapacityLimiter) -> None:
         self._items = items
         self._limiter = limiter
         self._stepping = threading.Lock()
-        self._ended = False
+        self._ahead: list[T | None] = []
+        self._over = False  # ended or closed
 
-    async def __aiter__(self) -> AsyncIterator[T]:
+    async def look_ahead(self) -> None:
+        """Get the first item now: what goes wrong with it is raised here."""
         try:
-            while (item := await self.step()) is not None:
-                yield item
-        finally:
+            self._ahead.append(await self.step())
+        except BaseException:
             self.close()
+            raise
 
     async def step(self) -> T | None:
         """The next item; None at the end."""
+        if self._ahead:
+            return self._ahead.pop()
         return await anyio.to_thread.run_sync(self._step, abandon_on_cancel=True, limiter=self._limiter)
 
     def close(self) -> None:
-        if not self._ended:
+        if not self._over:
+            self._over = True
             threading.Thread(target=self._close, name="stream-close", daemon=True).start()
 
     def _step(self) -> T | None:
@@ -69,42 +74,24 @@ class Steps(Generic[T]):
             try:
                 return next(self._items)
             except StopIteration:
-                self._ended = True
+                self._over = True
                 return None
-            except BaseException:
-                self._ended = True
-                raise
 
     def _close(self) -> None:
         with self._stepping:
             _close(self._items)
 
 
-async def first_chunk(content: ImageContent, limiter: anyio.CapacityLimiter) -> AsyncIterator[bytes]:
-    """The image's chunks, the last one held back, after the first was got: its error is raised here."""
-    steps = Steps(held_back(content.chunks, content.info.size), limiter)
-    try:
-        first = await steps.step()
-    except BaseException:
-        steps.close()
-        raise
-    return _chain(first, steps)
-
-
-async def _chain(first: bytes | None, steps: Steps[bytes]) -> AsyncIterator[bytes]:
-    try:
-        while first is not None:
-            yield first
-            first = await steps.step()
-    finally:
-        steps.close()
+def content_steps(content: ImageContent, limiter: anyio.CapacityLimiter) -> Steps[bytes]:
+    """The image's chunks, the last one held back until all was good."""
+    return Steps(held_back(content.chunks, content.info.size), limiter)
 
 
 def held_back(chunks: Iterable[bytes | memoryview], size: int) -> Iterator[bytes]:
     """One chunk behind `chunks`, which must make `size` bytes: nothing is complete before `chunks` has ended well."""
     held, total = b"", 0
     try:
-        for chunk in chunks:
+        for chunk in filter(len, chunks):  # an empty one must not push out the last
             total += len(chunk)
             if total > size:
                 break
@@ -119,27 +106,48 @@ def held_back(chunks: Iterable[bytes | memoryview], size: int) -> Iterator[bytes
         _close(chunks)
 
 
-class ContentResponse(StreamingResponse):
+class StepsResponse(StreamingResponse, Generic[T]):
+    """Streams what `steps` gives, and closes it whichever way the answer ends."""
+
+    def __init__(self, steps: Steps[T], *, log: EventLog, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(self._body(), headers=headers)
+        self._steps = steps
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._steps.close()  # not in `_body`: cancelled amid a send, that is left suspended
+
+    def _body(self) -> AsyncIterator[bytes]:
+        raise NotImplementedError
+
+
+class ContentResponse(StepsResponse[bytes]):
     """An image's bytes, cut off before the end if they turn out not to be the image's."""
 
     media_type = "application/dicom"
 
-    def __init__(self, info: api.ImageInfo, chunks: AsyncIterator[bytes], *, log: EventLog) -> None:
+    def __init__(self, info: api.ImageInfo, steps: Steps[bytes], *, log: EventLog) -> None:
         headers = {
             "Content-Length": str(info.size),
             api.HEADER_SHA256: info.sha256,
             api.HEADER_VERSION: str(info.version),
         }
-        super().__init__(chunks, headers=headers)
+        super().__init__(steps, log=log, headers=headers)
         self._info = info
-        self._log = log
+
+    async def _body(self) -> AsyncIterator[bytes]:
+        while (chunk := await self._steps.step()) is not None:
+            for at in range(0, len(chunk), PIECE_BYTES):
+                yield chunk[at : at + PIECE_BYTES]
 
     async def stream_response(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            async for chunk in self.body_iterator:
-                for piece in _pieces(chunk):
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            async for piece in self.body_iterator:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
         except Exception as error:
             # No end is sent: the server closes the connection, and the client finds bytes missing.
             uid, version = self._info.sop_instance_uid, self._info.version
@@ -148,26 +156,20 @@ class ContentResponse(StreamingResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-class LinesResponse(StreamingResponse):
+class LinesResponse(StepsResponse[BaseModel]):
     """One JSON object a line; an error on the way is the last line."""
 
     media_type = api.LINES_TYPE
 
-    def __init__(self, items: Iterator[BaseModel], *, limiter: anyio.CapacityLimiter, log: EventLog) -> None:
-        super().__init__(self._lines(Steps(items, limiter)))
-        self._log = log
-
-    async def _lines(self, steps: Steps[BaseModel]) -> AsyncIterator[bytes]:
+    async def _body(self) -> AsyncIterator[bytes]:
         try:
-            while (item := await steps.step()) is not None:
+            while (item := await self._steps.step()) is not None:
                 yield _line(item)
         except RaiddError as error:
             yield _line(api.error_reply(error))
         except Exception as error:
             self._log.error("stream-failed", error=error)
             yield _line(api.error_reply(RaiddError(f"Internal error: {type(error).__name__}: {error}")))
-        finally:
-            steps.close()
 
 
 class BodyLimit:
@@ -198,11 +200,6 @@ class BodyLimit:
 
 class _TooLong(BaseException):
     """Not an Exception, so that nothing between the body and `BodyLimit` makes something else of it."""
-
-
-def _pieces(chunk: Any) -> Iterator[memoryview]:
-    view = memoryview(chunk)
-    return (view[at : at + PIECE_BYTES] for at in range(0, len(view), PIECE_BYTES))
 
 
 def _line(item: BaseModel) -> bytes:

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from raidd import api, errors
 from raidd.daemon import control
-from raidd.daemon.streams import held_back
+from raidd.daemon.streams import ImageContent, held_back
 from raidd.errors import ImageUnreadable, MemberTimeout, RaiddError
 from tests.support.control_socket import client, serving, socket_folder
-from tests.support.fake_services import FakeServices, in_chunks, status
+from tests.support.fake_services import FakeServices, image_info, in_chunks, status
 
 UID = "1.2.826.0.1.3680043.8.498.1"
 DATA = bytes(range(256)) * 20_000  # 5 MB: more than the socket and uvicorn buffer
@@ -291,6 +291,27 @@ def test_an_iterator_is_closed_when_its_client_goes_away(asking: httpx.Client, s
         next(reply.iter_lines())
         assert stepping.wait(20)
     go_on.set()
+    assert closed.wait(20)
+
+
+def test_an_iterator_is_closed_when_its_client_stops_reading_and_goes(
+    asking: httpx.Client, services: FakeServices
+) -> None:
+    """The answer is cancelled while it waits for the socket to take more."""
+    closed = threading.Event()
+
+    def endless() -> Iterator[bytes]:
+        try:
+            while True:
+                yield bytes(1 << 20)
+        finally:
+            closed.set()
+
+    services.contents["big"] = b""
+    info = image_info("big", b"").model_copy(update={"size": 1 << 40})
+    services.content = lambda *_: ImageContent(info, endless())  # type: ignore[method-assign]
+    with asking.stream("GET", "/v1/images/big/content") as reply:
+        next(reply.iter_raw())
     assert closed.wait(20)
 
 
