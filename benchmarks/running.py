@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from raidd import api
 
+RAIDCTL = (sys.executable, "-c", "import sys; from raidd.cli.main import main; sys.exit(main())")
 SETTINGS = """
 [raidd]
 state_dir = "{home}/state"
@@ -51,7 +52,7 @@ class Running:
 
     def status(self) -> dict[str, Any]:
         """`raidctl status --json`; its exit code only says how healthy the array is."""
-        command = [sys.executable, "-m", "raidd.cli.main", "--config", str(self.config), "status", "--json"]
+        command = [*RAIDCTL, "--config", str(self.config), "status", "--json"]
         return json.loads(subprocess.run(command, check=False, stdout=subprocess.PIPE).stdout)  # type: ignore[no-any-return]
 
     def http(self) -> httpx.Client:
@@ -71,7 +72,7 @@ class Running:
 
 
 def raidctl(config: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "raidd.cli.main", "--config", str(config), *arguments]
+    command = [*RAIDCTL, "--config", str(config), *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"raidctl {' '.join(arguments)}: {done.stdout}{done.stderr}")
