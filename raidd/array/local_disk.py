@@ -29,7 +29,7 @@ from raidd.errors import MemberAway, MemberError, MemberFaulty
 
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO somebody put there must not block the worker
+_READ = os.O_RDONLY | os.O_CLOEXEC
 _NO_OPENAT2 = {errno.ENOSYS, errno.EPERM}
 _NO_NOREPLACE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOSYS}
@@ -272,14 +272,25 @@ class LocalDisk(MemberDisk):
     @contextmanager
     def _opened(self, path: str, flags: int) -> Iterator[int]:
         """A regular file below the member folder; anything else in its place is a fault."""
+        flags |= os.O_NOFOLLOW
+        if not flags & os.O_PATH:
+            flags |= os.O_NONBLOCK  # a FIFO that somebody put there must not block the worker
         with self._member_folder() as member:
-            file = _open_below(member, _checked(path), flags | os.O_NOFOLLOW, self._device)
+            try:
+                file = _open_below(member, _checked(path), flags, self._device)
+            except OSError as error:
+                if error.errno in (errno.ENXIO, errno.EISDIR):  # a FIFO or socket without a peer; a folder
+                    raise self._not_a_file(path) from error
+                raise
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise MemberFaulty(f"{self._path}: {path} is not a regular file", member=self._member)
+                raise self._not_a_file(path)
             yield file
         finally:
             os.close(file)
+
+    def _not_a_file(self, path: str) -> MemberFaulty:
+        return MemberFaulty(f"{self._path}: {path} is not a regular file", member=self._member)
 
 
 class LocalFile:
