@@ -15,7 +15,7 @@ from raidd.errors import RaiddError
 
 
 def register(app: typer.Typer) -> None:
-    verbs = typer.Typer(rich_markup_mode=None, help="The index of what is on the disks: check it, or make it again.")
+    verbs = typer.Typer(rich_markup_mode=None, help="Check the index of the disks, or make it again.")
     verbs.command("reindex")(reindex)
     verbs.command("check")(check)
     app.add_typer(verbs, name="catalog")
@@ -25,7 +25,9 @@ def check(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts: keys are added, never renamed.")] = False,
 ) -> None:
-    """Compare the catalog with itself and with the disks. Exit code 1 if anything disagrees.
+    """Compare the catalog with the disks.
+
+    And with itself. Exit code 1 if anything disagrees.
 
     \b
     raidctl catalog check

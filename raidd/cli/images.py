@@ -84,9 +84,10 @@ def get(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
 ) -> None:
-    """Get an image back, byte for byte, or all images of a study.
+    """Get an image back, byte for byte.
 
-    A file appears under its name only when its SHA-256 is the one the image had when it came in. Without -o the
+    Or all images of a study. A file appears under its name only when its SHA-256 is the one the image had
+    when it came in. Without -o the
     image goes to standard output, unless that is a terminal.
 
     \b

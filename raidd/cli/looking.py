@@ -36,7 +36,8 @@ def status(
 ) -> None:
     """Show the array at a glance.
 
-    Exit code: 0 healthy, 1 warning (degraded), 2 critical or failed, 3 unknown (raidd cannot be reached, wrong usage).
+    Exit code: 0 healthy, 1 warning (degraded), 2 critical or failed, 3 unknown (raidd cannot be reached,
+    wrong usage).
 
     \b
     raidctl status            everything on one screen
@@ -55,7 +56,9 @@ def status(
 
 
 def check(context: typer.Context) -> None:
-    """Print one line for a monitoring system (Nagios, Icinga, Checkmk, Zabbix), with performance data.
+    """Print one line for a monitoring system.
+
+    As Nagios, Icinga, Checkmk and Zabbix read it, with performance data.
 
     Exit code: 0 healthy, 1 warning (degraded), 2 critical or failed, 3 unknown.
 
@@ -76,9 +79,10 @@ def wait(
         float | None, typer.Option("--timeout", min=0, metavar="S", help="Give up after S seconds: exit code 4.")
     ] = None,
 ) -> None:
-    """Return when everything dropped is acknowledged or refused, and nothing needs repair.
+    """Return when all is stored and mended.
 
-    Without --idle or --healthy it waits for both. --idle begins with its own look at inbox and spool.
+    That is, when everything dropped is acknowledged or refused, and nothing needs repair. Without --idle or
+    --healthy it waits for both. --idle begins with its own look at inbox and spool.
 
     \b
     raidctl wait --idle                     after copying images into the inbox

@@ -56,7 +56,7 @@ def add(
     allow_filesystem: Filesystem = False,
     as_json: AsJson = False,
 ) -> None:
-    """Add a blank disk to the array, as one more member or as a spare.
+    """Add a blank disk, as a member or a spare.
 
     \b
     sudo raidctl add /srv/raidd/disks/77aa --bay "fourth"
@@ -86,9 +86,10 @@ def replace(
     allow_filesystem: Filesystem = False,
     as_json: AsJson = False,
 ) -> None:
-    """Put a blank disk in the place of a failed, missing or suspect one, and rebuild onto it.
+    """Put a blank disk in the place of another.
 
-    Says what will happen and asks, on a terminal only. Storing and reading go on meanwhile.
+    Of a failed, missing or suspect one, that is; what it held is rebuilt onto the new one. Says what will
+    happen and asks, on a terminal only. Storing and reading go on meanwhile.
 
     \b
     sudo raidctl replace 2 /srv/raidd/disks/77aa
@@ -121,7 +122,9 @@ def _ask(yes: bool) -> None:
 
 
 def offline(context: typer.Context, slot: Slot, as_json: AsJson = False) -> None:
-    """Stop using a disk for now, so that it can be unmounted; `online` takes it back.
+    """Stop using a disk for now.
+
+    It can then be unmounted; `online` takes it back.
 
     \b
     sudo raidctl offline 2
@@ -131,7 +134,9 @@ def offline(context: typer.Context, slot: Slot, as_json: AsJson = False) -> None
 
 
 def online(context: typer.Context, slot: Slot, as_json: AsJson = False) -> None:
-    """Use a disk again that is offline, or that had failed; it catches up on what it missed.
+    """Use a disk again that is offline or had failed.
+
+    It catches up on what it missed.
 
     \b
     sudo raidctl online 2
@@ -141,7 +146,9 @@ def online(context: typer.Context, slot: Slot, as_json: AsJson = False) -> None:
 
 
 def remove(context: typer.Context, slot: Slot, as_json: AsJson = False) -> None:
-    """Take a disk out of the array for good, if nothing depends on it.
+    """Take a disk out of the array for good.
+
+    Refused while anything depends on it.
 
     \b
     raidctl can-remove 2 && sudo raidctl remove 2
@@ -151,7 +158,9 @@ def remove(context: typer.Context, slot: Slot, as_json: AsJson = False) -> None:
 
 
 def can_remove(context: typer.Context, slot: Slot, as_json: AsJson = False) -> None:
-    """May this disk be taken out now with nothing lost? Exit code: 0 yes, 1 no, 3 unknown.
+    """May this disk be taken out now?
+
+    Exit code: 0 yes, nothing would be lost; 1 no; 3 unknown.
 
     \b
     raidctl can-remove 2
@@ -174,7 +183,7 @@ def rebuild(
     watch: Annotated[bool, typer.Option("--watch", help="Stay until nothing is left to rebuild.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what is being re-created; pause it, resume it, set its priority.
+    """Show, pause, resume, speed up a rebuild.
 
     \b
     raidctl rebuild

@@ -63,7 +63,9 @@ def init(
         bool, typer.Option("--allow-filesystem", help="Other than ext4, xfs, btrfs, zfs.")
     ] = False,
 ) -> None:
-    """Make a new array of blank disks, slots in the order given. raidd must not be running.
+    """Make a new array of blank disks.
+
+    They get slots in the order given. raidd must not be running.
 
     Without --level: mirror on 2 disks, raid5 on 3, raid6 from 4 on. Prints what each level would give.
 
@@ -80,9 +82,10 @@ def init(
 
 
 def assemble(context: typer.Context, mounts: SomeMounts = None) -> None:
-    """Bring an array back after the loss of the system's disk, or on a new machine.
+    """Bring an array back from its disks alone.
 
-    Finds the disks by their labels and makes settings, journal and catalog again from them. Returns when the
+    After the loss of the system's disk, or on a new machine. Finds the disks by their labels and makes
+    settings, journal and catalog again from them. Returns when the
     catalog is complete. raidd must not be running.
 
     \b
@@ -94,7 +97,9 @@ def assemble(context: typer.Context, mounts: SomeMounts = None) -> None:
 
 
 def reindex(context: typer.Context) -> None:
-    """Make the catalog again from the disks. It is only an index: no image depends on it. raidd must be stopped.
+    """Make the catalog again from the disks.
+
+    It is only an index: no image depends on it. raidd must be stopped.
 
     \b
     sudo systemctl stop raidd && sudo raidctl catalog reindex && sudo systemctl start raidd

@@ -108,8 +108,8 @@ def monitoring_line(status: Status) -> str:
     code = verdict.exit_code(status)
     text = f"RAIDD {_WORDS[code]} - {clean(array.name)} {array.state}: {verdict.headline(status)}"
     alerts = [alert for alert in status.alerts if not alert.silenced and alert.severity != "info"]
-    if alerts:
-        text += "; " + ", ".join(clean(alert.code) for alert in alerts)
+    causes = [array.reason, status.inbox.reason, *(alert.code for alert in alerts)]
+    text += "".join(f"; {clean(cause)}" for cause in causes if cause)
     online = sum(member.state == "online" for member in status.members)
     data = {
         "failures_tolerated": f"{array.failures_tolerated};;;0;{array.m}",

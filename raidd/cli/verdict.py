@@ -2,12 +2,12 @@
 
 The convention of monitoring plugins: 0 healthy, 1 warning (degraded), 2 critical or failed, 3 unknown. An open
 alert counts as well as the array's state (images that wait because the array is full leave it healthy), unless
-somebody has silenced it.
+somebody has silenced it; so do images that cannot be taken in.
 """
 
 from __future__ import annotations
 
-from raidd.api import MemberInfo, Status
+from raidd.api import Status
 from raidd.cli.wording import count, in_words
 
 OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3
@@ -17,9 +17,10 @@ _OF_SEVERITY = {"info": OK, "warning": WARNING, "critical": CRITICAL, "emergency
 
 
 def exit_code(status: Status) -> int:
-    """The worst of the array's state and of the alerts that nobody has silenced."""
+    """The worst of the array's state, of the alerts that nobody has silenced, and of images that have to wait."""
     open_alerts = (_OF_SEVERITY[alert.severity] for alert in status.alerts if not alert.silenced)
-    return max([_OF_STATE[status.array.state], *open_alerts])
+    held_up = WARNING if status.inbox.waiting and status.inbox.reason else OK
+    return max([_OF_STATE[status.array.state], held_up, *open_alerts])
 
 
 def headline(status: Status) -> str:
@@ -42,27 +43,5 @@ def headline(status: Status) -> str:
 
 
 def next_step(status: Status) -> str:
-    """What the daemon advises; else what follows from the state itself; "" when nothing is to be done."""
-    if status.next:
-        return status.next
-    if advice := next((alert.next for alert in status.alerts if alert.next and not alert.silenced), ""):
-        return advice
-    # What may come back by itself or by hand comes first: it mends more, and sooner, than a new disk.
-    urgent_first = sorted(status.members, key=lambda member: member.state != "missing")
-    return next((step for member in urgent_first if (step := _member_step(member, status))), "")
-
-
-def _member_step(member: MemberInfo, status: Status) -> str:
-    if any(other.slot == member.slot and other.state == "rebuilding" for other in status.members):
-        return "nothing: it rebuilds by itself; to wait for it: raidctl wait --healthy"
-    where = f" in {member.bay}" if member.bay else ""
-    if member.state == "missing":
-        return (
-            f"check cable, power and mount of the disk{where} at {member.path}; "
-            f"if it is dead: sudo raidctl replace {member.slot} MOUNT"
-        )
-    if member.state in ("failed", "suspect"):
-        return f"replace the disk{where} at {member.path}: sudo raidctl replace {member.slot} MOUNT"
-    if member.state == "offline":
-        return f"when the work on it is done: sudo raidctl online {member.slot}"
-    return ""
+    """What the daemon advises, else what its first open alert does; "" when nothing is to be done."""
+    return status.next or next((alert.next for alert in status.alerts if alert.next and not alert.silenced), "")

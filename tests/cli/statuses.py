@@ -101,7 +101,12 @@ def rebuilding() -> Status:
         rate_mib_s=212.4,
         eta_s=1080.0,
     )
-    return status(array=array("degraded", 1), members=_one_failed(new, member(3, "d4e5", "")), activities=[job])
+    return status(
+        array=array("degraded", 1),
+        members=_one_failed(new, member(3, "d4e5", "")),
+        activities=[job],
+        next="nothing now: the rebuild ends by itself",
+    )
 
 
 def critical() -> Status:
@@ -111,7 +116,13 @@ def critical() -> Status:
     inbox = InboxInfo(
         waiting=40, rejected=3, last_stored_at=AT_TWO, reason="too few members are up to protect anything"
     )
-    return status(array=array("critical", 0), members=members, images=images, inbox=inbox)
+    return status(
+        array=array("critical", 0),
+        members=members,
+        images=images,
+        inbox=inbox,
+        next="check cable, power and mount of /srv/raidd/disks/d4e5",
+    )
 
 
 def failed() -> Status:
@@ -123,7 +134,9 @@ def failed() -> Status:
         member(3, "d4e5", "", **missing),
     ]
     images = ImagesInfo(count=148_203, studies=3_912, bytes=2_089_072_092_774, unprotected=148_203, unreadable=148_203)
-    return status(array=array("failed", 0), members=members, images=images, capacity=CapacityInfo())
+    return status(
+        array=array("failed", 0), members=members, images=images, capacity=CapacityInfo(), next="bring the disks back"
+    )
 
 
 CONDITIONS = {

@@ -61,7 +61,7 @@ def test_init_passes_exactly_the_agreed_words(fake_package: Path) -> None:
     )
     assert code == 0
     assert words == [
-        *("init", "--name", "clinic-1", "--level", "custom", "--data", "4", "--parity", "2"),
+        *("init", "--name=clinic-1", "--level=custom", "--data=4", "--parity=2"),
         *(
             "--allow-same-device",
             "--allow-filesystem",

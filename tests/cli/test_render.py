@@ -95,6 +95,10 @@ def test_trial_and_strange_filesystems_are_shown() -> None:
 def test_what_images_wait_for_is_said() -> None:
     full = statuses.status(inbox=InboxInfo(waiting=1, reason="the array is full"))
     assert " waiting        the array is full" in render.sheet(full, UTC).plain
+    assert verdict.exit_code(full) == 1
+    assert "is healthy" not in render.only_wrong(full, UTC).plain
+    assert "the array is full |" in tables.monitoring_line(full)
+    assert verdict.exit_code(statuses.status(inbox=InboxInfo(waiting=1))) == 0
 
 
 def test_a_job_without_a_rebuilding_row_has_a_line_of_its_own() -> None:
