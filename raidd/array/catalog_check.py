@@ -57,7 +57,9 @@ _NEVER = {  # what must find nothing
         ' WHERE p."offset" + p.length > s.payload_length'
     ),
     "copies without parts": "SELECT id FROM copies WHERE id NOT IN (SELECT copy FROM parts)",
-    "copies of no image": "SELECT id FROM copies WHERE image_row NOT IN (SELECT id FROM images)",
+    "copies of no image": (
+        "SELECT id FROM copies WHERE image_row IS NOT NULL AND image_row NOT IN (SELECT id FROM images)"
+    ),
     "copies of another image": (
         "SELECT c.id FROM copies c JOIN images i ON i.id = c.image_row"
         " WHERE c.uid <> i.uid OR c.sha256 IS NOT i.sha256 OR c.size IS NOT i.size"
