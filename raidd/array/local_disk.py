@@ -25,7 +25,7 @@ from uuid import UUID
 
 from raidd.array import syscalls
 from raidd.array.member_disk import Buffer, FileNotThere, MemberDisk, Names, Space, member_error, parent_folder
-from raidd.errors import MemberAway, MemberError, MemberFaulty
+from raidd.errors import MemberAway, MemberFaulty, RaiddError
 
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -103,8 +103,8 @@ class LocalDisk(MemberDisk):
             finally:
                 file.close()
             self._rename_over(temporary, path)
-        except MemberError:
-            with suppress(MemberError):
+        except RaiddError:
+            with suppress(RaiddError):
                 self.unlink(temporary)
             raise
         for folder in dict.fromkeys([*map(parent_folder, unsynced), parent_folder(path)]):
@@ -122,8 +122,11 @@ class LocalDisk(MemberDisk):
     def append(self, path: str, data: bytes) -> None:
         folders = [*self.make_folders(parent_folder(path))]
         with self._asked(f"append to {path}"), self._opened(path, os.O_WRONLY | os.O_CREAT) as file:
-            self._names.found(path)
             before = os.fstat(file).st_size
+            if before == 0:
+                self._names.made(path)  # new, or as good as new
+            else:
+                self._names.found(path)
             try:
                 _write_all(file, [data], before)
             except OSError:

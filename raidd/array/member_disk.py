@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
-from raidd.array.worker import Cancel, Cancelled
+from raidd.array.worker import Cancel
 from raidd.errors import (
     MemberAway,
     MemberConflict,
@@ -149,8 +149,8 @@ def write_durable(disk: MemberDisk, temporary: str, target: str, buffers: Sequen
             folders = _write_and_rename(disk, file, temporary, target, buffers, length, cancel)
         finally:
             file.close()
-    except (MemberError, Cancelled):
-        with suppress(MemberError):  # the room it took would be missed; the first error is the one that counts
+    except RaiddError:
+        with suppress(RaiddError):  # the room it took would be missed; the first error is the one that counts
             disk.unlink(temporary)
         raise
     for folder in folders:  # from the top: a name is durable only when each folder above it is

@@ -395,6 +395,23 @@ def test_a_full_disk_says_so_keeps_nothing_of_the_attempt_and_goes_on_reading(ki
         write(disk, "two")
 
 
+def test_a_journal_file_made_anew_is_made_durable_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = born(tmp_path)
+    synced: list[str] = []
+
+    def sync_folder(path: str) -> None:
+        synced.append(path)
+        LocalDisk.sync_folder(disk, path)
+
+    monkeypatch.setattr(disk, "sync_folder", sync_folder)
+    disk.append("journal/x", b"1\n")
+    disk.append("journal/x", b"2\n")
+    assert synced.count("journal") == 1
+    disk.unlink("journal/x")
+    disk.append("journal/x", b"3\n")
+    assert synced.count("journal") == 2
+
+
 @requires_disks("ext4")
 def test_a_full_disk_takes_no_half_journal_line() -> None:
     with loop_disks(1, "ext4") as disks:

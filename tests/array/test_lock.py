@@ -16,17 +16,17 @@ import pytest
 
 from raidd.array import lock
 from raidd.array.lock import ArrayLock, Holder, Verdict, judge
-from raidd.array.worker import Cancel, Cancelled
-from raidd.errors import ArrayLocked, MemberAway, StateDirFaulty
+from raidd.array.worker import Cancel, Cancelled, Worker
+from raidd.errors import ArrayLocked, MemberAway, MemberTimeout, StateDirFaulty
 from tests.support.loop_disks import loop_disks, requires_disks
 
 HOLDER = """
 import os, sys, threading
 from raidd.array.lock import ArrayLock
 held = ArrayLock.acquire(sys.argv[1])
-if len(sys.argv) > 2:  # a second thread that gets stuck on that disk
+def get_stuck_on(path):  # a second thread, in D state
     def write():
-        with open(sys.argv[2], "w") as file:
+        with open(path, "w") as file:
             print("through", file=file)
     threading.Thread(target=write, daemon=True).start()
     while not any(
@@ -34,8 +34,12 @@ if len(sys.argv) > 2:  # a second thread that gets stuck on that disk
         for task in os.listdir("/proc/self/task")
     ):
         pass
+if len(sys.argv) > 2:
+    get_stuck_on(sys.argv[2])
 print(*held.names, flush=True)
-sys.stdin.read()
+for line in sys.stdin:
+    get_stuck_on(line.strip())
+    print("stuck", flush=True)
 """
 
 
@@ -57,6 +61,13 @@ class Process:
         assert self._popen.stdout is not None
         self.names = self._popen.stdout.readline().split()  # [] if it has failed
         self.pid = self._popen.pid
+
+    def write(self, path: Path) -> None:
+        """A thread of it writes there, and is stuck when this returns."""
+        assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
+        print(path, file=self._popen.stdin, flush=True)
+        assert self._popen.stdout.readline() == "stuck\n"
 
     def state(self) -> str:
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -294,3 +305,28 @@ def test_a_member_that_is_read_only_or_full_can_still_be_locked() -> None:
         with pytest.raises(ArrayLocked):
             ArrayLock.acquire(str(folder), member="the-uuid")
         held.release()
+
+
+@requires_disks("ext4")
+def test_the_lock_of_a_hung_member_is_a_timeout_and_what_comes_too_late_lets_go() -> None:
+    """1 a daemon holds the member's lock; 2 the member hangs, with one of its threads; 3 SIGKILL; 4 a restart's attempt
+    on that member misses its deadline; 5 the disk wakes up: the abandoned attempt ends and keeps nothing."""
+    with loop_disks(1, "ext4") as disks:
+        folder = disks[0].folder
+        process = Process(folder)
+        disks[0].freeze()
+        worker = Worker("slot-0", deadline_s=0.3)
+        try:
+            process.write(folder / "stuck")
+            process.kill()
+            late = worker.submit(lambda cancel: ArrayLock.acquire(str(folder), member="slot-0", cancel=cancel))
+            with pytest.raises(MemberTimeout):
+                late.result()
+        finally:
+            disks[0].thaw()
+            process.end()
+        assert late.wait_ended(20)
+        held = ArrayLock.acquire(str(folder), member="slot-0")
+        assert held.names[0] == "lock"
+        held.release()
+        worker.close()
