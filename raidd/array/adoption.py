@@ -23,7 +23,6 @@ from functools import partial
 from uuid import UUID
 
 from raidd.array.catalog import Catalog, NewSegment
-from raidd.array.journal import Tombstone
 from raidd.array.member_disk import MemberDisk, quarantine
 from raidd.array.members import Member
 from raidd.array.membership import Membership
@@ -33,7 +32,7 @@ from raidd.array.survey import (
     Found,
     Group,
     Verdict,
-    day_folders,
+    all_shard_names,
     groups,
     inspect_all,
     shard_names,
@@ -121,6 +120,9 @@ class Adoption:
         if any(shard.verdict == Verdict.UNREACHABLE for shard in found):
             outcome.kept += 1
             return
+        if self._catalog.known([segment]):
+            self._catalog.release([segment])
+            return
         if not found:
             if everyone:
                 self._catalog.release([segment])
@@ -139,6 +141,9 @@ class Adoption:
             self._incomplete(segment, found, everyone, outcome)
 
     def _exists(self, segment: UUID, group: Group, found: list[Found], outcome: Settled) -> None:
+        if self._catalog.barred(group.manifest):
+            self._clear(segment, found, outcome)  # purged, or replaced by a segment that exists
+            return
         if group.manifest.images and all(self._safe_elsewhere(image, segment) for image in group.manifest.images):
             self._clear(segment, found, outcome)
             return
@@ -152,7 +157,7 @@ class Adoption:
                 self._clear(segment, found, outcome)
             else:
                 outcome.kept += 1
-        elif all(self._recoverable(image, segment) for image in manifest.images):
+        elif self._catalog.barred(manifest) or all(self._recoverable(i, segment) for i in manifest.images):
             self._clear(segment, found, outcome)
         elif not everyone and self._names_away(manifest):
             outcome.kept += 1
@@ -220,35 +225,33 @@ class Adoption:
 
     # -- the whole catalog ------------------------------------------------------------------------------
 
-    def reindex(
-        self, tombstones: Iterable[Tombstone], progress: Callable[[int, int], None] = lambda _done, _total: None
-    ) -> Settled:
+    def reindex(self, progress: Callable[[int, int], None] = lambda _done, _total: None) -> Settled:
         """Adopt every segment that the present members hold and no tombstone or replacement bars.
 
-        Costs one listing of each member and one read of each head; memory: 24 bytes a shard name."""
+        The journal has been restored before. Costs one listing of each member and one read of each head; memory: one
+        name a shard."""
         outcome = Settled()
         members = {member.uuid: member for member in self._membership.present_members()}
         where = self._all_names(members)
         order = sorted(where)
-        barred = _bars(tombstones)
         newest = set(order[-NEWEST_READ_WHOLE:])
         for start in range(0, len(order), REINDEX_PAGE):
             page = order[start : start + REINDEX_PAGE]
             for whole in (False, True):
                 chosen = [segment for segment in page if (segment in newest) == whole]
-                self._reindex_page({s: where[s] for s in chosen}, members, whole, barred, outcome)
+                self._reindex_page({s: where[s] for s in chosen}, members, whole, outcome)
             progress(min(start + REINDEX_PAGE, len(order)), len(order))
         return outcome
 
     def _all_names(self, members: Mapping[UUID, Member]) -> dict[UUID, list[tuple[UUID, int]]]:
-        """segment → (member, index) of every shard file found."""
+        """segment → (member, index) of every shard file found; a member that fails meanwhile has left."""
         where: dict[UUID, list[tuple[UUID, int]]] = defaultdict(list)
-        asked = [
-            (m, m.submit("repair", lambda disk, _c: shard_names(disk, day_folders(disk)))) for m in members.values()
-        ]
-        for member, operation in asked:
-            for segment, index in member.result(operation):
-                where[segment].append((member.uuid, index))
+        for member in members.values():
+            try:
+                for segment, index in all_shard_names(member):
+                    where[segment].append((member.uuid, index))
+            except MemberError as error:
+                LOG.warning("%s: %s", member.path, error.message)
         return where
 
     def _reindex_page(
@@ -256,7 +259,6 @@ class Adoption:
         where: Mapping[UUID, list[tuple[UUID, int]]],
         members: Mapping[UUID, Member],
         whole: bool,
-        barred: Mapping[UUID, int],
         outcome: Settled,
     ) -> None:
         names: dict[UUID, list[tuple[UUID, int]]] = defaultdict(list)
@@ -265,16 +267,17 @@ class Adoption:
                 names[member].append((segment, index))
         found = inspect_all(names, members, whole=whole)
         for segment in sorted(where):
-            self._reindex_one(segment, found.get(segment, []), barred, outcome)
+            self._reindex_one(segment, found.get(segment, []), outcome)
 
-    def _reindex_one(self, segment: UUID, found: list[Found], barred: Mapping[UUID, int], outcome: Settled) -> None:
+    def _reindex_one(self, segment: UUID, found: list[Found], outcome: Settled) -> None:
         candidates = groups(found)
         chosen = winner(candidates, found, known=False)
         if chosen is None:
             outcome.unreadable += 1
             self._catalog.keep_reserved([segment])
-        elif chosen.manifest.journal_sequence < barred.get(segment, -1):
-            outcome.kept += 1  # purged: stays purged; its shards go when the purge is applied
+        elif self._catalog.barred(chosen.manifest):
+            outcome.kept += 1
+            self._catalog.keep_reserved([segment])  # purged or replaced: settling takes its shards away
         else:
             self.adopt(chosen, found)
             outcome.adopted += 1
@@ -286,15 +289,6 @@ def _acted(act: Callable[[MemberDisk, Found], None], shard: Found, disk: MemberD
 
 def _set_aside(disk: MemberDisk, shard: Found, reason: str, now: str) -> None:
     quarantine(disk, shard.path, reason, now)
-
-
-def _bars(tombstones: Iterable[Tombstone]) -> dict[UUID, int]:
-    """segment → the highest sequence of a tombstone that names it."""
-    bars: dict[UUID, int] = {}
-    for stone in tombstones:
-        for segment in stone.segments:
-            bars[segment] = max(stone.sequence, bars.get(segment, -1))
-    return bars
 
 
 def _look(disk: MemberDisk, folders: Iterable[str], busy: frozenset[UUID]) -> list[tuple[UUID, int]]:

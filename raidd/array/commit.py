@@ -26,7 +26,7 @@ from random import Random
 from uuid import UUID
 
 from raidd.array.buffers import Lease
-from raidd.array.catalog import Catalog, NewSegment
+from raidd.array.catalog import Catalog, NewSegment, SegmentRow
 from raidd.array.member_disk import MemberDisk, write_durable
 from raidd.array.members import Member
 from raidd.array.membership import Membership
@@ -37,7 +37,7 @@ from raidd.codec.geometry import ALIGNMENT, WIDTH_LIMIT, Geometry
 from raidd.codec.manifest import Manifest, ManifestImage
 from raidd.codec.segment import SealedShard, data_bodies, seal
 from raidd.codec.shard import shard_path
-from raidd.errors import ArrayFull, ArrayUnwritable, MemberError
+from raidd.errors import ArrayFull, ArrayUnwritable, MemberAway, MemberError
 
 LAGGARD_S, LAGGARD_FACTOR = 1.0, 4.0
 """How long a batch that is safe waits for the rest: max(1 s, 4 x the median of those that are done)."""
@@ -111,9 +111,12 @@ class Committer:
     def commit(self, payload: Payload, images: Sequence[ManifestImage], replaces: Sequence[UUID] = ()) -> Receipt:
         """Write the batch until it is protected (or stored, with one member left); then the catalog."""
         given_up: list[Attempt] = []
+        replaced = self._replaced(replaces)
         try:
             attempt = self._write_until_safe(payload, images, list(replaces), given_up)
             receipt = self._acknowledge(attempt)
+            for row in replaced:
+                self._take_away(row)
         finally:
             for failed in given_up:
                 self._abandon(failed)
@@ -246,6 +249,21 @@ class Committer:
             self._on_absent(attempt.segment)
         return Receipt(attempt.segment, len(attempt.durable) >= geometry.k + 1)
 
+    # -- what was replaced ------------------------------------------------------------------------------
+
+    def _replaced(self, replaces: Sequence[UUID]) -> list[SegmentRow]:
+        """Known segments that are about to be replaced. Their ids are looked for at each start until they are gone."""
+        rows = [row for segment in replaces if (row := self._catalog.segment(segment)) is not None]
+        if rows:
+            self._catalog.keep_reserved([row.segment for row in rows])
+        return rows
+
+    def _take_away(self, row: SegmentRow) -> None:
+        """Unlink what the new segment replaced; what cannot be reached now is settled when its member returns."""
+        ledger = _Ledger(set(range(row.placement.geometry.n)))
+        for index, uuid in enumerate(row.placement.members):
+            self._unlink(row.segment, index, uuid, ledger)
+
     # -- what was given up ------------------------------------------------------------------------------
 
     def _abandon(self, attempt: Attempt) -> None:
@@ -259,19 +277,22 @@ class Committer:
 
     def _clear(self, attempt: Attempt, index: int, ledger: _Ledger, _ended: Operation[None]) -> None:
         """Runs when the write has really ended, so that nothing can appear after the unlink."""
-        member = self._membership.member(attempt.placement.members[index])
-        path = shard_path(attempt.segment, index)
+        self._unlink(attempt.segment, index, attempt.placement.members[index], ledger)
+
+    def _unlink(self, segment: UUID, index: int, uuid: UUID, ledger: _Ledger) -> None:
+        member = self._membership.member(uuid)
 
         def unlink(disk: MemberDisk, _cancel: Cancel) -> None:
-            disk.unlink(temporary_path(attempt.segment, index))
-            disk.unlink(path)
-            self._strike(attempt.segment, index, ledger, gone=True)
+            disk.unlink(temporary_path(segment, index))
+            disk.unlink(shard_path(segment, index))
+            self._strike(segment, index, ledger, gone=True)
 
         try:
-            if member is not None:
-                member.submit("repair", unlink)
+            if member is None:
+                raise MemberAway(f"member {uuid} is not known here")
+            member.submit("repair", unlink)
         except MemberError:
-            self._strike(attempt.segment, index, ledger, gone=False)
+            self._strike(segment, index, ledger, gone=False)
 
     def _strike(self, segment: UUID, index: int, ledger: _Ledger, *, gone: bool) -> None:
         with self._lock:

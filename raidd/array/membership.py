@@ -111,12 +111,11 @@ class Membership:
         return [member for member in self.members() if member.present and self.state(member.uuid) not in shut]
 
     def away(self) -> frozenset[UUID]:
-        """Members whose shards do not count now, those of former members included."""
-        known = {uuid for uuid in self._members if self._counts(uuid)}
-        return frozenset(self._catalog.placement_members()) - known
+        """Members whose shards do not count now, former ones included: the roster never forgets a member."""
+        return frozenset(e.member for e in self._roster.entries if not self._counts(e.member))
 
     def _counts(self, uuid: UUID) -> bool:
-        return self._members[uuid].present and self.state(uuid) in READABLE
+        return self.presence(uuid).present and self.state(uuid) in READABLE
 
     def places(self) -> list[Place]:
         """Each slot's member as placement sees it: while a slot is rebuilt, the new one."""

@@ -9,7 +9,7 @@ else neither is served and both are named.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -131,6 +131,16 @@ def day_folders(disk: MemberDisk) -> list[str]:
         for month in _folders(disk, year):
             days += _folders(disk, month)
     return sorted(days)
+
+
+def all_shard_names(member: Member, lane: Lane = "repair") -> Iterator[tuple[UUID, int]]:
+    """Every shard on a member, in id order: a folder an operation, so that a full disk is not taken for a hung one."""
+    for folder in member.call(lane, lambda disk, _cancel: day_folders(disk)):
+        yield from member.call(lane, partial(_names_in, folder))
+
+
+def _names_in(folder: str, disk: MemberDisk, _cancel: Cancel) -> list[tuple[UUID, int]]:
+    return shard_names(disk, [folder])
 
 
 def _folders(disk: MemberDisk, path: str) -> list[str]:

@@ -111,7 +111,7 @@ def make_whole(array: Array, progress: Callable[[int, int], None] = lambda _done
     Ingest begins after this: an image whose commit a crash interrupted is known before its original is met again."""
     if array.opened.reindex_because:
         rebuild_catalog(array.opened, array.adoption, progress)
-    settled = array.adoption.settle(array.opened.leftovers)
+    settled = array.adoption.settle(stale_ids(array))
     if settled.adopted or settled.cleared or settled.quarantined or settled.kept:
         LOG.warning("leftovers of the last run: %s", settled)
     for member in array.opened.membership.present_members():

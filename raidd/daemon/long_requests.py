@@ -14,7 +14,7 @@ from raidd.array.catalog import Catalog, ImageRow
 from raidd.array.members import Member
 from raidd.array.roster import ArrayState
 from raidd.array.store import Store
-from raidd.array.survey import day_folders, shard_names
+from raidd.array.survey import all_shard_names
 from raidd.errors import ImageError, ImageNotFound, MemberError, TimedOut
 
 STEP_S = 0.25
@@ -101,11 +101,11 @@ def check_catalog(store: Store) -> Iterator[api.CheckProgress | api.CheckResult]
     for number, member in enumerate(members):
         yield api.CheckProgress(progress=(number + 1) / (len(members) + 1), message=f"shards on {member.path}")
         try:
-            held = member.call("repair", lambda disk, _c: shard_names(disk, day_folders(disk)))
+            held = set(all_shard_names(member))
         except MemberError as error:
             findings.append(f"{member.path} could not be listed: {error.message}")
             continue
-        findings += _compare(catalog, member, set(held))
+        findings += _compare(catalog, member, held)
     counts = catalog.counts(frozenset())
     yield api.CheckResult(segments=counts.segments, images=counts.images, findings=findings)
 

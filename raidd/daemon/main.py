@@ -169,7 +169,7 @@ class Daemon:
         operation.wait(5.0)
 
     def _offered(self, source: str, sha256: str | None) -> bool:
-        return sha256 is not None and still_offered(self.roots, source, sha256)
+        return still_offered(self.roots, source, sha256)
 
     # -- events -------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from raidd.config import Config
 from raidd.config_template import render_template
 from raidd.daemon import logs
 from raidd.daemon.graph import build_array, make_whole
-from raidd.daemon.opening import now_text, open_array, refuse_strangers
+from raidd.daemon.opening import Opened, now_text, open_array, refuse_strangers
 from raidd.daemon.papers import papers
 from raidd.errors import LabelInvalid, RaiddError, RequestRefused
 
@@ -300,14 +300,25 @@ def _rebuild(config: Config, sightings: Sequence[Sighting] | None, roster: Roste
         make_whole(array, _progress)
         while array.replicator.replicate_once():
             pass
-        counts = opened.catalog.counts(opened.membership.away())
-        print(f"{counts.images} images in {counts.segments} segments are in the catalog.")
-        if counts.unreadable_images:
-            print(f"{counts.unreadable_images} of them cannot be read until more disks are back.")
+        _report(opened)
         opened.membership.remember(stopping=True)
     finally:
         opened.catalog.close()
         opened.locks.unlock_all()
+
+
+def _report(opened: Opened) -> None:
+    """What is in the catalog now; RequestRefused (exit 1) when segments are left that could not be read."""
+    counts = opened.catalog.counts(opened.membership.away())
+    print(f"{counts.images} images in {counts.segments} segments are in the catalog.")
+    if counts.unreadable_images:
+        print(f"{counts.unreadable_images} of them cannot be read until more disks are back.")
+    waiting = len(opened.catalog.reserved())
+    if waiting:
+        raise RequestRefused(
+            f"{waiting} segments could not be taken in: too few of their shards can be read now",
+            next_step="Nothing of them was changed. Bring the missing disks back: raidd takes them in then.",
+        )
 
 
 def _event(code: str, severity: str, message: str, _objects: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from uuid import UUID
 from raidd.array.adoption import Adoption
 from raidd.array.catalog import Catalog
 from raidd.array.discovery import Sighting, discover, newest_segment
-from raidd.array.journal import JournalEntry, read_replica, replica_head, tombstones
+from raidd.array.journal import JournalEntry, read_replica, replica_head
 from raidd.array.label import Label, choose_roster
 from raidd.array.local_disk import LocalDisk, member_folder
 from raidd.array.lock import ArrayLock
@@ -70,7 +70,6 @@ class Opened:
     catalog: Catalog
     membership: Membership
     reindex_because: str
-    leftovers: list[UUID]
     random: Random
 
 
@@ -129,9 +128,8 @@ def _open_locked(
         reserve_percent=config.capacity.reserve_percent,
         up_at_stop=remembered.up_at_stop,
     )
-    leftovers = list(catalog.reserved())
     membership.set_roster(chosen)
-    return Opened(config, locks, catalog, membership, because, leftovers, SystemRandom())
+    return Opened(config, locks, catalog, membership, because, SystemRandom())
 
 
 def _remembered(state_file: StateFile, roster: Roster | None) -> Remembered:
@@ -258,8 +256,7 @@ def rebuild_catalog(
     """Fill a new catalog from the members' journal and heads."""
     catalog = opened.catalog
     restore_journal(catalog, opened.membership.members())
-    stones = tombstones(catalog.journal_after(0, 1 << 30))
-    outcome = adoption.reindex(stones, progress)
+    outcome = adoption.reindex(progress)
     catalog.put_meta("reindexing", None)
     catalog.append_journal(
         now_text(), "raidd", "reindex", (), detail={"reason": opened.reindex_because, "segments": outcome.adopted}

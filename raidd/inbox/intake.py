@@ -166,15 +166,17 @@ def _hindered(offer: Offer, error: OSError) -> NotTaken:
     return NotTaken(Hindrance.DENIED, f"{offer.source} {word}: {error.strerror}")
 
 
-def still_offered(roots: Sequence[Root], source: str, sha256: str) -> bool:
-    """Does the inbox still hold, under ``source``, a file of this SHA-256 (hex)? Decides what is debris (C5)."""
+def still_offered(roots: Sequence[Root], source: str, sha256: str | None) -> bool:
+    """Does the inbox still hold, under ``source``, a file of this SHA-256 (hex)? Decides what is debris (C5).
+
+    None: the digest was not known yet (a part of a large image); then any plain file there counts: its sender has it."""
     name, _, path = source.partition(":")
     root = next((root for root in roots if root.name == name), None)
     if root is None or not path:
         return False
     digest = hashlib.sha256()
     folder, file = split(source_path(path))
-    return _digested(root, folder, file, digest.update) and digest.hexdigest() == sha256
+    return _digested(root, folder, file, digest.update) and sha256 in (None, digest.hexdigest())
 
 
 def _digested(root: Root, folder: bytes, name: bytes, take: Callable[[bytes], None]) -> bool:

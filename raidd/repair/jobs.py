@@ -58,6 +58,7 @@ class Job:
         self.done = self.bytes_done = 0
         self.skipped: set[UUID] = set()
         self.after: UUID | None = None
+        self.cursor: tuple[int, UUID] | None = None
         self.samples: deque[tuple[float, int]] = deque()
 
     def note(self, now: float, size: int) -> None:
@@ -105,7 +106,7 @@ class Repairs:
     def note(self, segment: UUID) -> None:
         """This segment misses a shard, or holds a damaged one."""
         with self._lock:
-            self._queue.setdefault(segment, 0.0)
+            self._queue[segment] = 0.0
         self.wake()
 
     def note_member(self, member: UUID) -> None:
@@ -123,13 +124,6 @@ class Repairs:
         """Segments waiting for a repair, those that must wait for a disk included."""
         with self._lock:
             return len(self._queue)
-
-    def idle(self) -> bool:
-        """Nothing to do that could be done now."""
-        now = self._clock()
-        with self._lock:
-            ready = any(due <= now for due in self._queue.values())
-        return not ready and not self._rebuilding()
 
     def set_pace(self, pace: Pace) -> None:
         """A new priority, floor or cap, from now on."""
@@ -205,19 +199,20 @@ class Repairs:
         return job
 
     def _page(self, job: Job) -> list[SegmentRow]:
-        """The next segments, fewest surviving shards first; past the end of one pass, nothing."""
-        for old in job.old:
-            rows = self._catalog.segments_on(old, after=job.after, limit=PAGE)
+        """The next segments, fewest surviving shards first, then in disk order; at the end of one pass, nothing."""
+        if job.new.member in job.old:
+            rows = self._catalog.segments_on(job.new.member, after=job.after, limit=PAGE)
+            job.after = rows[-1].segment if rows else job.after
+            return rows
+        while True:
+            away = self._membership.away() | set(job.old)
+            page = self._catalog.endangered(away, after=job.cursor, limit=PAGE)
+            if not page:
+                return []
+            job.cursor = page[-1].cursor
+            rows = [one.segment for one in page if set(job.old) & set(one.segment.placement.members)]
             if rows:
-                job.after = rows[-1].segment
-                away = self._membership.away()
-                return sorted(rows, key=lambda row: self._surviving(row, away))
-        return []
-
-    def _surviving(self, row: SegmentRow, away: frozenset[UUID]) -> int:
-        absent = self._catalog.absent(row.segment)
-        here = sum(i not in absent and m not in away for i, m in enumerate(row.placement.members))
-        return here - row.placement.geometry.k
+                return rows
 
     def _rebuild_segment(self, job: Job, row: SegmentRow) -> None:
         if job.new.member in job.old:

@@ -105,9 +105,8 @@ class SmallArray:
         membership = Membership(
             catalog, StateFile(self.state_dir), self.roster, members, reserve_percent=1, up_at_stop=frozenset()
         )
-        leftovers = list(catalog.reserved())
         membership.set_roster(self.roster)
-        opened = Opened(self.config, Locks(), catalog, membership, because, leftovers, self.random)
+        opened = Opened(self.config, Locks(), catalog, membership, because, self.random)
         self.parts = graph.build_array(opened, self._offered, self._event)
         self.catalog, self.membership, self.store = catalog, membership, self.parts.store
         graph.make_whole(self.parts)
