@@ -14,25 +14,23 @@ Thread-safe. The set of names known to be durable is only a saving: losing it co
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from secrets import token_hex
 from uuid import UUID
 
 from raidd.array import syscalls
-from raidd.array.member_disk import Buffer, FileNotThere, MemberDisk, Names, Space, member_error, parent_folder
+from raidd.array.local_file import LocalFile, fill, read_direct, read_range, reserve, write_all
+from raidd.array.member_disk import FileNotThere, MemberDisk, Names, Space, member_error, parent_folder
 from raidd.errors import MemberAway, MemberFaulty, RaiddError
 
-_IOV_MAX = os.sysconf("SC_IOV_MAX")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_CLOEXEC
 _NO_OPENAT2 = {errno.ENOSYS, errno.EPERM}
 _NO_NOREPLACE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
-_NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOSYS}
 _FILE_MODE, _FOLDER_MODE = 0o600, 0o700
 
 
@@ -67,7 +65,7 @@ class LocalDisk(MemberDisk):
         with self._asked(f"create {path}"), self._parent(path) as (folder, name):
             file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE, dir_fd=folder)
             try:
-                _reserve(file, length)
+                reserve(file, length)
             except OSError:
                 os.close(file)
                 with suppress(OSError):  # it holds what room there was
@@ -128,7 +126,7 @@ class LocalDisk(MemberDisk):
             else:
                 self._names.found(path)
             try:
-                _write_all(file, [data], before)
+                write_all(file, [data], before)
             except OSError:
                 with suppress(OSError):  # half a line would only have to be healed later
                     os.ftruncate(file, before)
@@ -140,7 +138,7 @@ class LocalDisk(MemberDisk):
 
     def overwrite(self, path: str, offset: int, data: bytes) -> None:
         with self._asked(f"overwrite {path}"), self._opened(path, os.O_WRONLY) as file:
-            _write_all(file, [data], offset)
+            write_all(file, [data], offset)
             os.fdatasync(file)
 
     def read(self, path: str, offset: int = 0, length: int = -1, *, uncached: bool = False) -> bytes:
@@ -148,22 +146,22 @@ class LocalDisk(MemberDisk):
             if uncached:
                 return self._read_uncached(path, offset, length)
             with self._opened(path, _READ) as file:
-                return _read_range(file, offset, length)
+                return read_range(file, offset, length)
 
     def _read_uncached(self, path: str, offset: int, length: int) -> bytes:
         try:
             with self._opened(path, _READ | os.O_DIRECT) as file:
-                return _read_direct(file, offset, length)
+                return read_direct(file, offset, length)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                 raise
         with self._opened(path, _READ) as file:  # a file system without O_DIRECT: at least drop what is clean
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-            return _read_range(file, offset, length)
+            return read_range(file, offset, length)
 
     def read_into(self, path: str, offset: int, buffer: memoryview) -> int:
         with self._asked(f"read {path}"), self._opened(path, _READ) as file:
-            return _fill(file, offset, buffer)
+            return fill(file, offset, buffer)
 
     def length(self, path: str) -> int:
         with self._asked(f"stat {path}"), self._opened(path, os.O_PATH) as file:
@@ -296,42 +294,6 @@ class LocalDisk(MemberDisk):
         return MemberFaulty(f"{self._path}: {path} is not a regular file", member=self._member)
 
 
-class LocalFile:
-    """A file under construction. One thread; a crash leaves it in tmp/, where a start clears it."""
-
-    def __init__(self, file: int, path: str, member: str) -> None:
-        self._file = file
-        self._path = path
-        self._member = member
-        self._position = 0
-
-    def write(self, buffers: Sequence[Buffer]) -> None:
-        with self._asked("write"):
-            self._position += _write_all(self._file, buffers, self._position)
-
-    def sync(self) -> None:
-        with self._asked("fdatasync"):
-            os.fdatasync(self._file)
-            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)  # nobody reads a shard soon: keep the cache
-
-    def length(self) -> int:
-        with self._asked("fstat"):
-            return os.fstat(self._file).st_size
-
-    def close(self) -> None:
-        file, self._file = self._file, -1
-        if file >= 0:
-            with self._asked("close"):
-                os.close(file)
-
-    @contextmanager
-    def _asked(self, action: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise member_error(error, f"{action} {self._path}", self._member) from error
-
-
 class _DurableNames:
     """Which names this process has seen to be durable. A name is when its folder was synced after the name was there.
 
@@ -416,70 +378,3 @@ def _same_device(file: int, device: int | None) -> None:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     if device is not None and found.st_dev != device:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-
-
-def _reserve(file: int, length: int) -> None:
-    if length == 0:
-        return
-    try:
-        syscalls.fallocate_keep_size(file, length)
-    except OSError as error:
-        if error.errno not in _NO_FALLOCATE:
-            raise
-
-
-def _write_all(file: int, buffers: Sequence[Buffer], offset: int) -> int:
-    """pwritev until everything is written; returns the number of bytes. No copy is made of any buffer."""
-    views = [view for buffer in buffers if (view := memoryview(buffer).cast("B")).nbytes]
-    total, first = 0, 0
-    while first < len(views):
-        written = os.pwritev(file, views[first : first + _IOV_MAX], offset + total)
-        if written == 0:  # not possible by the standard; looping for ever would be worse than an error
-            raise OSError(errno.EIO, "write took no bytes")
-        total += written
-        while first < len(views) and written >= views[first].nbytes:
-            written -= views[first].nbytes
-            first += 1
-        if written:
-            views[first] = views[first][written:]
-    return total
-
-
-def _fill(file: int, offset: int, buffer: memoryview) -> int:
-    view, done = buffer.cast("B"), 0
-    while done < view.nbytes:
-        got = os.preadv(file, [view[done:]], offset + done)
-        if got == 0:
-            break
-        done += got
-    return done
-
-
-def _read_range(file: int, offset: int, length: int) -> bytes:
-    wanted = _wanted(file, offset, length)
-    data = bytearray(wanted)
-    got = _fill(file, offset, memoryview(data))
-    return bytes(memoryview(data)[:got])
-
-
-def _read_direct(file: int, offset: int, length: int) -> bytes:
-    """O_DIRECT wants offset, length and memory aligned: read the pages around and cut out."""
-    wanted = _wanted(file, offset, length)
-    if wanted == 0:
-        return b""
-    page = mmap.PAGESIZE
-    start = offset // page * page
-    with mmap.mmap(-1, -(-(offset + wanted - start) // page) * page) as memory, memoryview(memory) as view:
-        got = 0
-        while got < view.nbytes:
-            more = os.preadv(file, [view[got:]], start + got)
-            got += more
-            if more == 0 or got % page:  # the end of the file; going on from an odd offset is not allowed
-                break
-        return bytes(view[offset - start : min(got, offset - start + wanted)])
-
-
-def _wanted(file: int, offset: int, length: int) -> int:
-    """Never more than the file holds: a huge `length` allocates nothing."""
-    left = max(0, os.fstat(file).st_size - offset)
-    return left if length < 0 else min(length, left)
