@@ -53,6 +53,7 @@ class Member:
         self.errors = 0
         self.full = False
         self.space: Space | None = None
+        self.filesystem = ""
         self.last_write_at = float("-inf")
         self.on_change: Callable[[Member], None] = lambda _member: None
         self.on_error: Callable[[Member, str], None] = lambda _member, _message: None

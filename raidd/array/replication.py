@@ -18,6 +18,7 @@ from raidd.array.journal import JournalDamaged, replica_head, replicate, rewrite
 from raidd.array.member_disk import FileNotThere, MemberDisk
 from raidd.array.members import Member
 from raidd.array.membership import Membership
+from raidd.array.worker import Cancelled
 from raidd.errors import MemberError
 
 LOG = logging.getLogger(__name__)
@@ -33,23 +34,38 @@ class Replicator:
         self, catalog: Catalog, membership: Membership, papers: Mapping[str, bytes], now: Callable[[], str]
     ) -> None:
         self._catalog, self._membership, self._now = catalog, membership, now
-        self.papers = dict(papers)
+        self._papers = dict(papers)
         self._replicated: dict[UUID, int] = {}
+        self._furnished: set[UUID] = set()
 
     def replicate_once(self) -> bool:
         """Append what is new to every member that is there. True while there is more."""
         head, _digest = self._catalog.journal_head()
+        for member in self._membership.present_members():
+            if member.uuid not in self._furnished:
+                self._try(member, self.furnish)
         behind = [m for m in self._membership.present_members() if self._replicated.get(m.uuid, -1) < head]
         for member in behind:
-            try:
-                self._append(member)
-            except MemberError:
-                self._replicated.pop(member.uuid, None)  # judged; looked at again when it is back
+            self._try(member, self._append)
         return any(m.present and self._replicated.get(m.uuid, -1) < head for m in behind)
+
+    def _try(self, member: Member, work: Callable[[Member], None]) -> None:
+        """A member that fails has been judged; it is looked at again when it is back."""
+        try:
+            work(member)
+        except (MemberError, Cancelled) as error:
+            LOG.warning("%s: %s", member.path, error.message)
+            self.forget(member.uuid)
 
     def forget(self, member: UUID) -> None:
         """The member was away: what its replica holds has to be read again."""
         self._replicated.pop(member, None)
+        self._furnished.discard(member)
+
+    def use(self, papers: Mapping[str, bytes]) -> None:
+        """New papers (changed settings, another roster): every member gets them."""
+        self._papers = dict(papers)
+        self._furnished.clear()
 
     def _append(self, member: Member) -> None:
         known = self._replicated.get(member.uuid)
@@ -75,7 +91,8 @@ class Replicator:
 
     def furnish(self, member: Member) -> None:
         """Put the papers that are missing or old onto a member that is there."""
-        member.call("probe", lambda disk, _c: furnish(disk, self.papers))
+        member.call("probe", lambda disk, _c: furnish(disk, self._papers))
+        self._furnished.add(member.uuid)
 
 
 def furnish(disk: MemberDisk, papers: Mapping[str, bytes]) -> None:

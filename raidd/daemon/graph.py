@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import queue
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -16,6 +17,7 @@ from uuid import UUID
 from raidd.array.adoption import Adoption
 from raidd.array.commit import Committer
 from raidd.array.discovery import discover
+from raidd.array.host import filesystem
 from raidd.array.local_disk import LocalDisk, member_folder
 from raidd.array.member_disk import MemberDisk
 from raidd.array.members import Member
@@ -52,17 +54,20 @@ class Array:
     store: Store
     replicator: Replicator
     arrived: queue.SimpleQueue[Member]
+    shard_errors: Counter[str]
 
 
 def build_array(opened: Opened, offered: Callable[[str, str | None], bool], event: Event) -> Array:
     """Tie the array's parts together."""
     config, catalog, membership = opened.config, opened.catalog, opened.membership
     holder: list[Repairs] = []
+    shard_errors: Counter[str] = Counter()
 
     def absent(segment: UUID) -> None:
         holder[0].note(segment)
 
     def damage(segment: UUID, index: int, kind: Damage) -> None:
+        shard_errors[kind] += 1
         if catalog.mark(segment, index, kind):
             event("shard-damaged", "warning", f"shard {index} of segment {segment} is {kind}", [str(segment)])
             holder[0].note(segment)
@@ -94,7 +99,9 @@ def build_array(opened: Opened, offered: Callable[[str, str | None], bool], even
     repairs = Repairs(catalog, membership, rebuilder, pace_of(config), busy=lambda: store.busy(BUSY_S))
     holder.append(repairs)
     replicator = Replicator(catalog, membership, papers(membership.roster, config.path), now_text)
-    array = Array(opened, committer, reader, rebuilder, repairs, adoption, store, replicator, queue.SimpleQueue())
+    array = Array(
+        opened, committer, reader, rebuilder, repairs, adoption, store, replicator, queue.SimpleQueue(), shard_errors
+    )
     membership.on_change = lambda member: _member_changed(array, member, event)
     return array
 
@@ -153,7 +160,6 @@ def welcome_once(array: Array) -> None:
     opened = array.opened
     try:
         array.replicator.forget(member.uuid)
-        array.replicator.furnish(member)
         opened.membership.remember()
         array.adoption.settle(stale_ids(array))
         array.repairs.note_member(member.uuid)
@@ -173,6 +179,7 @@ def make_probe(array: Array) -> Probe:
         opened.membership,
         open_disk=lambda member: find_again(opened.config, member),
         lock=lambda disk: lock_disk(opened.locks, disk),
+        filesystem_of=lambda disk: filesystem(disk.path),
         recent_write_s=opened.config.health.probe_interval_s,
     )
 

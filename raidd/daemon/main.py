@@ -34,7 +34,7 @@ from raidd.daemon.server import serve
 from raidd.daemon.service import Service
 from raidd.daemon.supervisor import Supervisor, Wake
 from raidd.daemon.view import View
-from raidd.errors import CatalogUnusable, MemberError, RaiddError, StateDirFaulty
+from raidd.errors import CatalogUnusable, RaiddError, StateDirFaulty
 from raidd.inbox.batch import Ingest
 from raidd.inbox.custody import Custody
 from raidd.inbox.folders import Root, inbox_root, spool_root
@@ -120,8 +120,6 @@ class Daemon:
     def _start(self, stopping: threading.Event) -> None:
         """Leftovers first; then everything that loops."""
         graph.make_whole(self.array)
-        for member in self.array.opened.membership.present_members():
-            self._furnish(member)
         if stopping.is_set():
             return
         start = self.supervisor.loop
@@ -132,12 +130,6 @@ class Daemon:
         start("repair", self.repairs.work_once, 5.0, self.repair_wake)
         start("inbox/prepare", self.ingest.prepare_once, 0.0)
         start("inbox/commit", self.ingest.commit_once, 0.0)
-
-    def _furnish(self, member: Member) -> None:
-        try:
-            self.array.replicator.furnish(member)
-        except MemberError as error:
-            LOG.warning("papers-not-written", member=member.path, error=error)
 
     # -- parts --------------------------------------------------------------------------------------------
 
@@ -200,6 +192,7 @@ class Daemon:
             stored=counters.stored,
             duplicates=counters.duplicates,
             rejected=counters.rejected,
+            shard_errors=dict(self.array.shard_errors),
             batch_images=_distribution(counters.batch_images),
             batch_bytes=_distribution(counters.batch_bytes),
             acknowledge_s=_distribution(counters.acknowledge_s),
@@ -212,9 +205,7 @@ class Daemon:
         """SIGHUP: the file is checked whole; what can change while running does (repair's pace, the papers)."""
         config = settings.load(self.config.path or Path(settings.config_path()))
         self.repairs.set_pace(graph.pace_of(config))
-        self.array.replicator.papers = papers(self.array.opened.membership.roster, config.path)
-        for member in self.array.opened.membership.present_members():
-            self._furnish(member)
+        self.array.replicator.use(papers(self.array.opened.membership.roster, config.path))
 
     def _close(self) -> None:
         """After the drain: who is up is remembered for the next start; the catalog is checkpointed."""

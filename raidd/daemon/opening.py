@@ -29,13 +29,13 @@ from raidd.array.members import Member
 from raidd.array.membership import Membership
 from raidd.array.roster import MemberState, Roster
 from raidd.array.state_file import Remembered, StateFile
-from raidd.array.worker import Cancel
+from raidd.array.worker import Cancel, Cancelled, wait_all
 from raidd.config import Config
-from raidd.errors import ArrayLocked, CatalogUnusable, LabelInvalid, MemberError, RequestUnknown
+from raidd.errors import CatalogUnusable, LabelInvalid, MemberError, RequestUnknown
 
 LOG = logging.getLogger(__name__)
-LOOK_S = 8.0
-"""How long a start waits for a place that may hold a member; the probe goes on looking."""
+LOOK_S = 4.0
+"""How long a start waits for a disk: the socket has to answer. One that is slower is away until the probe finds it."""
 
 
 @dataclass(slots=True)
@@ -171,16 +171,19 @@ def _member(uuid: UUID, paths: Mapping[UUID, str], sightings: Iterable[Sighting]
 
 
 def _lock_members(members: Iterable[Member], locks: Locks) -> None:
-    """Each on its own worker. Another living owner refuses the start; a disk that fails has left."""
+    """Each on its own worker. Another living owner refuses the start; a disk that fails or dawdles has left."""
     running = [
         (m, m.submit("probe", lambda disk, cancel: lock_disk(locks, disk, cancel))) for m in members if m.present
     ]
+    wait_all([operation for _member, operation in running], LOOK_S)
     for member, operation in running:
+        if not operation.settled():
+            operation.cancel.cancel()
+            member.leave("it did not answer at the start")
+            continue
         try:
             member.result(operation)
-        except ArrayLocked:
-            raise
-        except MemberError as error:
+        except (MemberError, Cancelled) as error:
             member.leave(error.message)
 
 

@@ -102,6 +102,7 @@ class View:
             reason=self._membership.presence(entry.member).reason,
             model=entry.model,
             serial=entry.serial,
+            filesystem="" if member is None else member.filesystem,
         )
 
     def member_of(self, uuid: UUID) -> api.MemberInfo:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from uuid import UUID
 
 from raidd.array.discovery import Sighting, look_at
@@ -31,7 +32,14 @@ QUICK_S = 2.0
 LET_ALONE = frozenset({MemberState.OFFLINE, MemberState.RETIRED})
 """Nothing of these is kept open or touched: the operator may want to unmount them."""
 
-Answer = tuple[Space, MemberDisk | None]
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a probe brought: the room, the file system's type, and for a welcome the disk to use from now on."""
+
+    space: Space
+    filesystem: str
+    disk: MemberDisk | None = None
 
 
 class Probe:
@@ -46,11 +54,13 @@ class Probe:
         *,
         open_disk: Callable[[Member], MemberDisk],
         lock: Callable[[MemberDisk], None],
+        filesystem_of: Callable[[MemberDisk], str],
         recent_write_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._membership = membership
         self._open_disk, self._lock = open_disk, lock
+        self._filesystem_of = filesystem_of
         self._recent_write_s, self._clock = recent_write_s, clock
         self._pending: dict[UUID, Operation[Answer]] = {}
 
@@ -81,7 +91,7 @@ class Probe:
         if operation.done():
             self._pending.pop(member.uuid, None)
         try:
-            space, fresh = operation.result()
+            answer = operation.result()
         except Cancelled:
             return
         except MemberError as error:
@@ -93,10 +103,10 @@ class Probe:
         except LabelInvalid as error:
             member.leave(error.message) if member.present else member.still_away(error.message)
             return
-        member.space = space
+        member.space, member.filesystem = answer.space, answer.filesystem
         member.full = False  # placement looks at the room itself; a write that fails says so again
-        if fresh is not None and not member.present:
-            member.disk = fresh
+        if answer.disk is not None and not member.present:
+            member.disk = answer.disk
             member.arrive()
 
     # -- on the member's own thread ----------------------------------------------------------------------
@@ -111,7 +121,7 @@ class Probe:
         if not written:
             cancel.check()
             sing(disk, os.urandom(16))
-        return space, None
+        return Answer(space, self._filesystem_of(disk))
 
     def _welcome(self, member: Member) -> Answer:
         """Prove that the disk is the member and of this array's line, lock it, bring its label up to date."""
@@ -120,7 +130,7 @@ class Probe:
         self._lock(disk)
         sing(disk, os.urandom(16))
         disk.replace(LABEL_NAME, label_for(disk.uuid, self._membership.roster).pack())
-        return disk.space(), disk
+        return Answer(disk.space(), self._filesystem_of(disk), disk)
 
 
 def prove(sighting: Sighting, roster: Roster) -> None:
