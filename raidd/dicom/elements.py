@@ -12,6 +12,7 @@ undefined length as implicit sequences (PS3.5 section 6.2.2), sequences whose de
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -28,16 +29,19 @@ SHORT_VRS = frozenset(
 )
 KNOWN_VRS = LONG_VRS | SHORT_VRS
 
+RESYNC_LIMIT = 65536
+_VR_PATTERN = re.compile(b"|".join(sorted(KNOWN_VRS)))
+
 _TAG_LENGTH = {True: struct.Struct("<HHI"), False: struct.Struct(">HHI")}
 _SHORT = {True: struct.Struct("<H"), False: struct.Struct(">H")}
 _LONG = {True: struct.Struct("<I"), False: struct.Struct(">I")}
 
 
-class Truncated(Exception):  # noqa: N818 - a way a walk ends, not a fault of the program
+class Truncated(Exception):
     """The file ends before its elements say."""
 
 
-class NotAtHand(Exception):  # noqa: N818 - likewise
+class NotAtHand(Exception):
     """Bytes that were not given, or more steps than the budget allows, would be needed to go on."""
 
 
@@ -132,6 +136,30 @@ def end_of(window: Window, element: Element, encoding: Encoding, budget: Budget)
     if end > window.size:
         raise Truncated
     return end
+
+
+def next_plausible(window: Window, broken: Element, encoding: Encoding) -> int:
+    """Offset of the first explicit element that may follow one whose length is impossible; Truncated if none does.
+
+    Two elements in a row with known VRs and rising tags are taken for it. Looked for in the next `RESYNC_LIMIT` bytes.
+    """
+    value = window.at(broken.offset, RESYNC_LIMIT)
+    for match in _VR_PATTERN.finditer(value, 4):
+        offset = broken.offset + match.start() - 4
+        if _follows(window, offset, broken.tag, encoding):
+            return offset
+    raise Truncated
+
+
+def _follows(window: Window, offset: int, tag: int, encoding: Encoding) -> bool:
+    try:
+        first = element_at(window, offset, encoding)
+        if first.length == UNDEFINED:
+            return first.vr == b"SQ" and tag < first.tag
+        second = element_at(window, first.offset + first.length, encoding)
+    except (Truncated, NotAtHand):
+        return False
+    return tag < first.tag < second.tag and second.vr in KNOWN_VRS
 
 
 def _inner(element: Element, encoding: Encoding) -> Encoding:

@@ -40,10 +40,19 @@ from raidd.dicom.elements import (
     element_at,
     end_of,
     items,
-    walk,
+    next_plausible,
 )
 from raidd.dicom.identity import Identity
-from raidd.dicom.text import DEFAULT_ENCODINGS, binary_integer, date_of, encodings_of, integer_of, text_of, uid_text
+from raidd.dicom.text import (
+    DEFAULT_ENCODINGS,
+    binary_integer,
+    date_of,
+    encodings_of,
+    integer_of,
+    name_of,
+    text_of,
+    uid_text,
+)
 from raidd.errors import ImageRefused
 
 UID_LIMIT = 128
@@ -59,6 +68,7 @@ _CHARACTER_SET, _SOP_CLASS, _SOP_INSTANCE = 0x00080005, 0x00080016, 0x00080018
 _MEDIA_CLASS, _MEDIA_INSTANCE, _TRANSFER_SYNTAX = 0x00020002, 0x00020003, 0x00020010
 _DIRECTORY_RECORDS = 0x00041220
 _PIXELS = 0x7FE00008
+_FIRST_TAG_LIMIT = 0x0028FFFF  # what begins with a higher one is something else that happens to parse
 
 _UIDS = {0x0020000D: "study_instance_uid", 0x0020000E: "series_instance_uid"}
 _TEXTS = {
@@ -84,6 +94,7 @@ _TEXTS = {
 }
 _INTEGER_STRINGS = {0x00200011: "series_number", 0x00200013: "instance_number", 0x00280008: "frames"}
 _INTEGERS = {0x00280010: "rows", 0x00280011: "columns"}
+_NAMES = frozenset({0x00080090, 0x00100010, 0x00102297})
 _OTHER_IDS, _IMAGE_LATERALITY = 0x00101000, 0x00200062
 # Sequences: where they are, and which of an item's elements say it, the better one first.
 _ITEM_TEXTS = {
@@ -130,7 +141,8 @@ class _Found:
     values: dict[int, tuple[bytes, bytes]]  # tag -> (VR as written, value)
     item_texts: dict[int, list[bytes]]
     encoding: Encoding
-    elements: int = 0
+    first_tag: int = 0
+    in_order: int = 0  # elements whose tag was above the one before
     truncated: bool = False
 
 
@@ -236,13 +248,16 @@ def _collect(window: Window, offset: int, transfer_syntax: str) -> _Found:
         offset = _skip_command_set(window, offset, budget)
         found.encoding = _encoding(window, offset, transfer_syntax)
         last_tag = 0
-        for element, _ in walk(window, offset, window.size, found.encoding, budget):
-            if (last_tag >= _PIXELS and element.tag <= last_tag) or element.tag < 0x00010000:
-                break  # padding or garbage behind the pixels says nothing about their length
+        while offset < window.size and not _is_padding(window, offset, last_tag):
+            element = element_at(window, offset, found.encoding)
+            if last_tag >= _PIXELS and element.tag <= last_tag:
+                break  # garbage behind the pixels says nothing about their length
+            found.first_tag = found.first_tag or element.tag
+            found.in_order += element.tag > last_tag
             last_tag = element.tag
-            found.elements += 1
             if element.tag in _WANTED and last_tag < _PIXELS:
                 _keep(window, element, found)
+            offset = _behind(window, element, found.encoding, budget)
     except Truncated:
         found.truncated = True
     except NotAtHand:
@@ -250,17 +265,32 @@ def _collect(window: Window, offset: int, transfer_syntax: str) -> _Found:
     return found
 
 
+def _behind(window: Window, element: Element, encoding: Encoding, budget: Budget) -> int:
+    """Where the next element is, also when this one's length is impossible; Truncated if there is no next one."""
+    budget.spend()
+    try:
+        return end_of(window, element, encoding, budget)
+    except Truncated:
+        if element.tag >= _PIXELS or element.length == UNDEFINED or element.vr in (b"", b"SQ"):
+            raise
+        return next_plausible(window, element, encoding)
+
+
+def _is_padding(window: Window, offset: int, last_tag: int) -> bool:
+    """Zeros (no data set has an element (0000,xxxx)), or behind the pixels too little for an element."""
+    short = window.size - offset < 8
+    return window.at(offset, 4) == bytes(4) or (short and (last_tag >= _PIXELS or not any(window.at(offset, 8))))
+
+
 def _skip_command_set(window: Window, offset: int, budget: Budget) -> int:
     """Group 0000 of a message saved as it was, always implicit little endian (PS3.7 section 6.3)."""
     implicit = Encoding(explicit=False, little=True)
-    while (window.at(offset, 2) == b"\0\0" and window.at(offset, 4) != b"\0\0\0\0") or _group_length(window, offset):
+    if window.at(offset, 8) != b"\0\0\0\0\4\0\0\0":
+        return offset
+    while window.at(offset, 2) == b"\0\0":
         budget.spend()
         offset = end_of(window, element_at(window, offset, implicit), implicit, budget)
     return offset
-
-
-def _group_length(window: Window, offset: int) -> bool:
-    return window.at(offset, 8) == b"\0\0\0\0\4\0\0\0"
 
 
 def _keep(window: Window, element: Element, found: _Found) -> None:
@@ -321,7 +351,7 @@ def _second_opinion(head: Buffer) -> str:
 def _unreadable(window: Window, found: _Found, has_meta: bool) -> HeaderUnreadable:
     if window.size == 0:
         return HeaderUnreadable("not-dicom", "The file is empty.")
-    if not has_meta and found.elements < 2:
+    if not has_meta and (found.in_order < 3 or found.first_tag > _FIRST_TAG_LIMIT):
         return HeaderUnreadable(
             "not-dicom", "This is not a DICOM file: no DICM mark, and its first bytes are no elements."
         )
@@ -335,15 +365,15 @@ def _identity(found: _Found, sop_class: str, transfer_syntax: str) -> Identity:
     encodings = encodings_of(_raw(found, _CHARACTER_SET)) if _CHARACTER_SET in found.values else DEFAULT_ENCODINGS
     little = found.encoding.little
     said: dict[str, object] = {"sop_class_uid": sop_class, "transfer_syntax_uid": transfer_syntax}
-    for tag, (_, value) in found.values.items():
+    for tag, (vr, value) in found.values.items():
         if tag in _TEXTS:
-            said[_TEXTS[tag]] = text_of(value, encodings)
+            said[_TEXTS[tag]] = (name_of if tag in _NAMES else text_of)(value, encodings)
         elif tag in _UIDS:
             said[_UIDS[tag]] = bounded_uid(value)
         elif tag in _INTEGER_STRINGS:
             said[_INTEGER_STRINGS[tag]] = integer_of(value.decode("latin-1"))
         elif tag in _INTEGERS:
-            said[_INTEGERS[tag]] = binary_integer(value, little)
+            said[_INTEGERS[tag]] = binary_integer(value, vr, little)
     return Identity.from_json({**said, **_derived(found, said, encodings)})
 
 

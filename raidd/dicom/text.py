@@ -17,7 +17,7 @@ import warnings
 
 from pydicom.charset import convert_encodings, decode_bytes
 
-from raidd.dicom.identity import NUMBER_LIMIT, safe_text
+from raidd.dicom.identity import NUMBER_LIMIT, TEXT_LIMIT, safe_text
 
 # pydicom warns through both channels about what is everyday life here; the identity speaks for itself.
 warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
@@ -26,6 +26,8 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 DEFAULT_ENCODINGS = ("iso8859",)
 _LATIN = frozenset({"iso8859", "latin_1", "ascii"})
 _SELF_CHECKING = frozenset({"utf8", "gb18030", "gbk", "gb2312"})
+_TEXT_VRS = frozenset({b"IS", b"DS", b"LO", b"SH", b"CS", b"ST", b"LT", b"UT", b"UC"})
+_CUT = 4 * TEXT_LIMIT - 4
 _PN_DELIMITERS = frozenset(b"\n\f\r\t^=\\")
 _DATE = re.compile(r"(\d{4})[.\-/](\d{2})[.\-/](\d{2})$")
 _INTEGER = re.compile(r"\s*([+-]?\d{1,17})(?:\.0*)?\s*$")
@@ -57,15 +59,19 @@ def _decoded(value: bytes, encodings: tuple[str, ...]) -> str:
 
 
 def _guessed(value: bytes, declared: str) -> str:
-    """The first that fits of: UTF-8 (it proves itself), what is declared, Windows-1252."""
-    declared_first = declared in _SELF_CHECKING
-    for encoding in (declared, "utf-8") if declared_first else ("utf-8",):
+    """The first that fits of: UTF-8 where Latin is declared (it proves itself), what is declared, Windows-1252."""
+    for encoding in dict.fromkeys((declared, "utf-8") if declared in _SELF_CHECKING else ("utf-8",)):
         try:
             return value.decode(encoding)
-        except UnicodeDecodeError:
-            # A value cut at the length limit ends amid a character; everything before it still proves itself.
-            continue
+        except UnicodeDecodeError as error:
+            if error.start > _CUT:  # the reader's own limit cut a character; nobody keeps what is there
+                return value[: error.start].decode(encoding)
     return value.decode("cp1252", "replace")
+
+
+def name_of(value: bytes, encodings: tuple[str, ...] = DEFAULT_ENCODINGS) -> str:
+    """A person name with its alphabetic, ideographic and phonetic groups, without empty components at its end."""
+    return text_of(value, encodings).rstrip("^= ")
 
 
 def uid_text(value: bytes) -> str:
@@ -86,10 +92,8 @@ def integer_of(text: str) -> int | None:
     return number if number is not None and abs(number) < NUMBER_LIMIT else None
 
 
-def binary_integer(value: bytes, little: bool) -> int | None:
-    """An US or UL value; digits where a sender wrote them as text."""
-    if len(value) in (2, 4) and not value.strip(b" \0").isdigit():
-        return int.from_bytes(value, "little" if little else "big")
-    if len(value) in (2, 4) and len(value.strip(b" \0")) < len(value):
-        return int.from_bytes(value, "little" if little else "big")
-    return integer_of(value.decode("latin-1"))
+def binary_integer(value: bytes, vr: bytes, little: bool) -> int | None:
+    """An US or UL value; digits where a sender wrote, and declared, a text. ``vr`` is empty if not written."""
+    if vr in _TEXT_VRS or len(value) not in (2, 4):
+        return integer_of(value.decode("latin-1"))
+    return int.from_bytes(value, "little" if little else "big")
