@@ -31,13 +31,13 @@ from raidd.array.member_disk import MemberDisk, write_durable
 from raidd.array.members import Member
 from raidd.array.membership import Membership
 from raidd.array.placement import Placement, place
-from raidd.array.worker import Cancel, Cancelled, Gathering, Operation
+from raidd.array.worker import Cancel, Gathering, Operation
 from raidd.codec.erasure import Buffer, erasure
 from raidd.codec.geometry import ALIGNMENT, WIDTH_LIMIT, Geometry
 from raidd.codec.manifest import Manifest, ManifestImage
 from raidd.codec.segment import SealedShard, data_bodies, seal
 from raidd.codec.shard import shard_path
-from raidd.errors import ArrayFull, ArrayUnwritable, MemberAway, MemberError
+from raidd.errors import ArrayFull, ArrayUnwritable, MemberAway, MemberError, RaiddError
 
 LAGGARD_S, LAGGARD_FACTOR = 1.0, 4.0
 """How long a batch that is safe waits for the rest: max(1 s, 4 x the median of those that are done)."""
@@ -127,12 +127,13 @@ class Committer:
     def _write_until_safe(
         self, payload: Payload, images: Sequence[ManifestImage], replaces: list[UUID], given_up: list[Attempt]
     ) -> Attempt:
-        while True:
+        for _attempt in range(len(self._membership.places()) + 1):  # each failure takes a member out, or is the host's
             attempt = self._write(self._placement(), payload, images, replaces)
             if attempt.operations and len(attempt.durable) >= _needed(attempt):
                 return attempt
             given_up.append(attempt)
             replaces.append(attempt.segment)
+        raise ArrayUnwritable("the batch could not be made durable on enough members, though they seem well")
 
     def _placement(self) -> Placement:
         places = self._membership.places()
@@ -234,8 +235,8 @@ class Committer:
         member = self._membership.member(attempt.placement.members[index])
         try:
             operation.result() if member is None else member.result(operation)
-        except (MemberError, Cancelled):
-            return False  # judged by member.result: it has left, or has no room
+        except RaiddError:
+            return False  # judged by member.result: it has left, or has no room (or the host is short of memory)
         return True
 
     # -- C4 ---------------------------------------------------------------------------------------------

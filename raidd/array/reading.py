@@ -28,11 +28,11 @@ from raidd.array.catalog import Catalog, ImageRow, PartRow, SegmentRow
 from raidd.array.member_disk import FileNotThere, MemberDisk
 from raidd.array.members import Lane, Member
 from raidd.array.membership import Membership
-from raidd.array.worker import Cancel, Cancelled, Operation
+from raidd.array.worker import Cancel, Operation
 from raidd.codec.erasure import Buffer, erasure
 from raidd.codec.geometry import Extent, extents, shard_length
 from raidd.codec.shard import Prefix, damaged_blocks, parse_prefix, shard_path
-from raidd.errors import ImageUnreadable, MemberAway, MemberError, ShardDamaged, ShardError
+from raidd.errors import ImageUnreadable, MemberAway, MemberError, RaiddError, ShardDamaged, ShardError
 
 HEDGE_S = 0.5
 """A shard that has not answered within this time is decoded from the others."""
@@ -191,7 +191,7 @@ class Reader:
             return member.result(operation)
         except FileNotThere:
             self._on_damage(row.segment, index, "missing")
-        except (MemberError, Cancelled):
+        except RaiddError:
             pass  # judged by member.result: the member has left or was counted
         return None
 
@@ -381,5 +381,5 @@ def _judge_late(member: Member, operation: Operation[bytes]) -> None:
         return
     except MemberError as error:
         member.judge(error)
-    except Cancelled:
+    except RaiddError:
         return
