@@ -69,7 +69,7 @@ def test_a_member_that_fails_during_the_write_leaves_and_its_shard_is_mended(arr
     array.disk(2).fail("file.sync", "tmp/*")
     receipt = array.put(DATA)
     assert receipt.protected
-    assert not array.membership.present_members() == 6
+    assert array.membership.present_members() != 6
     assert array.membership.member(array.uuid(2)) is not None
     assert not array.membership.member(array.uuid(2)).present  # type: ignore[union-attr]
     assert array.catalog.counts().absent_shards == 1
@@ -85,7 +85,8 @@ def test_two_failing_members_give_a_narrower_second_attempt_and_no_debris(array:
         array.disk(slot).fail("file.write", "tmp/*")
     receipt = array.put(DATA)
     row = array.catalog.segment(receipt.segment)
-    assert row is not None and row.placement.geometry == Geometry(2, 2)
+    assert row is not None
+    assert row.placement.geometry == Geometry(2, 2)
     assert len(row.replaces) == 1
     assert receipt.protected
     check_all(array)
@@ -112,7 +113,8 @@ def test_a_full_member_takes_nothing_more_and_serves_on(tmp_path: Path) -> None:
     assert receipt.protected
     third = array.put({"5.6": b"z" * 50_000})
     row = array.catalog.segment(third.segment)
-    assert row is not None and row.placement.geometry == Geometry(3, 2)
+    assert row is not None
+    assert row.placement.geometry == Geometry(3, 2)
     assert array.membership.readable(array.uuid(5)) is not None
     check_all(array)
 
