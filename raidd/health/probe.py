@@ -54,7 +54,7 @@ class Probe:
         *,
         open_disk: Callable[[Member], MemberDisk],
         lock: Callable[[MemberDisk], None],
-        filesystem_of: Callable[[MemberDisk], str],
+        filesystem_of: Callable[[MemberDisk], str] = lambda _disk: "",
         recent_write_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
