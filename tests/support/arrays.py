@@ -5,8 +5,10 @@
     array.read("1.2.3") == b"bytes"
     array.restart() / array.crash(seed) / array.lose_catalog()
 
-`crash_at(step)` makes the process die at the step-th call to any member or hook from now on: everything after that
-raises SimulatedCrash, whoever calls.
+`gate.die_in(steps)` makes the process die at that step from now on, where a step is a call to any member, or the
+beginning or end of a transaction of the catalog: everything after that raises SimulatedCrash, whoever calls. Then
+`crash()` is what a person sees as the restart. Hanging calls outlive a crash, as on a real host: released later, the
+one system call that hung still takes effect, and nothing after it. A power cut ends them without effect.
 """
 
 from __future__ import annotations
@@ -15,26 +17,30 @@ import hashlib
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from typing import Any
 from uuid import UUID, uuid4
 
-from raidd.array.catalog import Catalog, ImageRow
+from raidd.array.catalog import Catalog, ImageRow, SegmentRow
 from raidd.array.commit import Receipt
 from raidd.array.label import Label, choose_roster, label_for
 from raidd.array.members import Member
 from raidd.array.membership import Membership
-from raidd.array.roster import MemberState, Roster, RosterEntry, new_roster
+from raidd.array.reading import Span
+from raidd.array.roster import MemberState, Roster, RosterEntry, new_roster, replace_member
 from raidd.array.state_file import Remembered, StateFile
 from raidd.array.store import Draft
-from raidd.codec.geometry import Level, default_level, level_geometry
+from raidd.codec.geometry import Level, default_level, level_geometry, shard_length
 from raidd.codec.manifest import ManifestImage
 from raidd.config import Config, parse
 from raidd.daemon import graph
-from raidd.daemon.opening import Locks, Opened, _behind, now_text
-from raidd.errors import CatalogUnusable, RaiddError
-from tests.support.faulty_disk import Call, FaultyDisk, SimulatedCrash
+from raidd.daemon.opening import Locks, Opened, _open_catalog, now_text
+from raidd.errors import ImageUnreadable, MemberAway, RaiddError
+from raidd.health.probe import Probe
+from tests.support.faulty_disk import FaultyDisk, SimulatedCrash
 from tests.support.memory_disk import MemoryDisk
 
 DEADLINE_S = 0.5
@@ -60,17 +66,34 @@ class CrashGate:
         if self.dead:
             raise SimulatedCrash(name)
 
+    def die_in(self, steps: int) -> None:
+        """The process dies at the steps-th step from now on."""
+        self.at = self.steps + steps
+
+    def die(self) -> None:
+        """The process is dead."""
+        self.dead, self.at = True, 0
+
 
 class SmallArray:
     """See the module. ``disks``: by member id; ``events``: (code, severity, message)."""
 
     def __init__(
-        self, folder: Path, members: int = 6, level: Level | None = None, *, seed: int = 1, capacity: int | None = None
+        self,
+        folder: Path,
+        members: int = 6,
+        level: Level | None = None,
+        *,
+        seed: int = 1,
+        capacity: int | None = None,
+        deadline_s: float = DEADLINE_S,
     ) -> None:
         self.folder = folder
         self.state_dir = folder / "state"
         self.state_dir.mkdir(parents=True, exist_ok=True)
         self.random = Random(seed)
+        self.deadline_s = deadline_s
+        self.skipped_s = 0.0  # time that went by without anybody waiting
         self.config = _config(folder)
         self.events: list[tuple[str, str, str]] = []
         self.offers: dict[str, str] = {}
@@ -90,49 +113,76 @@ class SmallArray:
 
     # -- start, stop, crash -------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """What the daemon does at a start, with disks in memory."""
+    def start(self, *, die_in: int | None = None) -> None:
+        """What the daemon does at a start, with disks in memory. ``die_in``: it dies at that step of it."""
         self.gate = CrashGate()
-        self.disks = {disk.uuid: FaultyDisk(disk) for disk in self.memory}
-        for disk in self.disks.values():
-            disk.on_call = self._step
+        self.gate.at = die_in
+        self._open: list[Catalog] = []
+        self._running: list[Member] = []
+        self.disks = {disk.uuid: self._faulty(disk) for disk in self.memory}
         remembered = StateFile(self.state_dir).load()
         assert remembered is not None
         labels = [Label.parse(d.read("label.json")) for d in self.memory if d.uuid not in self.lost]
         self.roster = choose_roster(labels, remembered=remembered.roster)
         members = [self._member(e.member) for e in self.roster.entries if e.state != MemberState.RETIRED]
-        catalog, because = self._catalog(members)
-        membership = Membership(
+        catalog, because = _open_catalog(self.config, self.roster, members, "")
+        self._open.append(catalog)
+        catalog._write = self._gated(catalog)  # type: ignore[method-assign]
+        self.membership = Membership(
             catalog, StateFile(self.state_dir), self.roster, members, reserve_percent=1, up_at_stop=frozenset()
         )
-        membership.set_roster(self.roster)
-        opened = Opened(self.config, Locks(), catalog, membership, because, self.random)
+        self.membership.set_roster(self.roster)
+        opened = Opened(self.config, Locks(), catalog, self.membership, because, self.random)
         self.parts = graph.build_array(opened, self._offered, self._event)
-        self.catalog, self.membership, self.store = catalog, membership, self.parts.store
+        self.catalog, self.store = catalog, self.parts.store
+        self.parts.repairs._clock = self.clock
+        self.prober = Probe(
+            self.membership,
+            open_disk=self._find_again,
+            lock=lambda _disk: None,
+            filesystem_of=lambda _disk: "memory",
+            recent_write_s=0.0,
+            clock=self.clock,
+        )
         graph.make_whole(self.parts)
 
-    def _step(self, call: Call) -> None:
-        self.gate.step(f"{call.operation} {call.path}")
+    def clock(self) -> float:
+        """Seconds, for what waits its turn: the repairs and the probe."""
+        return time.monotonic() + self.skipped_s
+
+    def _faulty(self, disk: MemoryDisk) -> FaultyDisk:
+        faulty = FaultyDisk(disk)
+        faulty.on_call = self._stepper(self.gate)
+        return faulty
+
+    @staticmethod
+    def _stepper(gate: CrashGate) -> Any:
+        return lambda call: gate.step(f"{call.operation} {call.path}")
+
+    def _gated(self, catalog: Catalog) -> Any:
+        gate, write = self.gate, catalog._write
+
+        @contextmanager
+        def gated() -> Iterator[Any]:
+            gate.step("catalog: begin")
+            with write() as connection:
+                yield connection
+            gate.step("catalog: committed")
+
+        return gated
 
     def _member(self, uuid: UUID) -> Member:
         here = uuid in self.disks and uuid not in self.lost
         disk = self.disks.get(uuid) or FaultyDisk(MemoryDisk(uuid, born=False))
-        return Member(disk, deadline_s=DEADLINE_S, clock=time.monotonic, present=here, reason="" if here else "lost")
+        reason = "" if here else "lost"
+        member = Member(disk, deadline_s=self.deadline_s, clock=time.monotonic, present=here, reason=reason)
+        self._running.append(member)
+        return member
 
-    def _catalog(self, members: Sequence[Member]) -> tuple[Catalog, str]:
-        path = self.state_dir / "catalog.sqlite"
-        because = "" if path.exists() else "there was none"
-        if not because:
-            try:
-                catalog = Catalog.open(path, array=self.roster.array)
-                because = _behind(catalog, members)
-                if not because:
-                    return catalog, ""
-                catalog.close()
-            except CatalogUnusable as error:
-                because = error.message
-            Catalog.set_aside(path, now_text())
-        return Catalog.open(path, array=self.roster.array), because
+    def _find_again(self, member: Member) -> FaultyDisk:
+        if member.uuid in self.lost or member.uuid not in self.disks:
+            raise MemberAway(f"member {member.uuid} is not on any mount", member=str(member.uuid))
+        return self.disks[member.uuid]
 
     def _offered(self, source: str, sha256: str | None) -> bool:
         return source in self.offers and (sha256 is None or self.offers[source] == sha256)
@@ -141,10 +191,19 @@ class SmallArray:
         self.events.append((code, severity, message))
 
     def stop(self) -> None:
-        """Let go of the catalog; the workers are left to end by themselves."""
-        for member in self.membership.members():
+        """The process ends: what its threads are at is done or dead, only hanging calls are left behind."""
+        for member in self._running:
             member.close()
-        self.catalog.close()
+        for member in self._running:
+            for worker in member._workers.values():
+                while worker._thread.is_alive() and worker._thread not in self._hanging():
+                    worker._thread.join(0.005)
+        self.gate.die()
+        for catalog in self._open:
+            catalog.close()
+
+    def _hanging(self) -> set[Any]:
+        return {thread for disk in self.disks.values() for thread in disk.hanging}
 
     def restart(self) -> None:
         """A clean stop and a start."""
@@ -154,12 +213,23 @@ class SmallArray:
 
     def crash(self, seed: int | None = None, *, power: bool = True) -> None:
         """kill -9 (``power``: and a power cut on every member), then a start."""
-        self.gate.dead, self.gate.at = True, 0
+        self.die(seed, power=power)
+        self.start()
+
+    def die(self, seed: int | None = None, *, power: bool = True) -> None:
+        """`crash` without the start after it. What the catalog's files hold at this moment is what is left of it."""
+        self.gate.die()
+        if power:
+            for faulty in self.disks.values():
+                faulty.kill()
+        files = {path: path.read_bytes() for path in self.state_dir.glob("catalog.sqlite*") if path.suffix != ".aside"}
         self.stop()
+        for path, data in files.items():
+            if not path.name.endswith("-shm"):
+                path.write_bytes(data)
         if power:
             for number, disk in enumerate(self.memory):
                 disk.power_cut(None if seed is None else seed + number)
-        self.start()
 
     def lose_catalog(self) -> None:
         """Stop, delete the catalog, start."""
@@ -210,20 +280,72 @@ class SmallArray:
         self.lost.discard(uuid)
         member = self.membership.member(uuid)
         assert member is not None
-        disk = self.disks.setdefault(uuid, FaultyDisk(next(d for d in self.memory if d.uuid == uuid)))
-        disk.on_call = self._step
-        disk.inner.replace("label.json", label_for(uuid, self.membership.roster).pack())
-        member.disk = disk
+        member.disk = self.disks[uuid]
+        self.disks[uuid].inner.replace("label.json", label_for(uuid, self.membership.roster).pack())
         member.arrive()
+        self.welcome_all()
+
+    def probe(self) -> None:
+        """One round of the real probe, and the welcome of everyone it found."""
+        self.prober.probe_once()
+        self.welcome_all()
+
+    def welcome_all(self) -> None:
+        """What members that came back need."""
         while not self.parts.arrived.empty():
             graph.welcome_once(self.parts)
 
+    def replace(self, slot: int) -> UUID:
+        """`raidctl replace` with a blank disk (administration.Administration.replace); returns the new member."""
+        disk = MemoryDisk(path=f"/m/{len(self.memory)}")
+        old = self.membership.roster.slot_entry(slot)
+        entry = RosterEntry(disk.uuid, None, MemberState.SPARE, size=1 << 40)
+        roster = replace_member(self.membership.roster, slot, entry, self.membership.presence(old.member))
+        self.disks[disk.uuid] = self._faulty(disk)
+        member = Member(
+            self.disks[disk.uuid], deadline_s=self.deadline_s, clock=time.monotonic, present=False, reason="being made"
+        )
+        self._running.append(member)
+        self.membership.admit(member)
+        self.gate.step("replace: the member folder is about to be made")
+        disk.put("label.json", label_for(disk.uuid, roster).pack())
+        self.memory.append(disk)
+        self.gate.step("replace: the member folder is made")
+        member.space = member.call("probe", lambda d, _c: d.space())
+        member.arrive()
+        self.membership.set_roster(roster)
+        self.catalog.append_journal(now_text(), "test", "replace", (str(disk.uuid),), detail={"slot": slot})
+        self.welcome_all()
+        return disk.uuid
+
+    def scrub(self) -> None:
+        """Read every block of every shard past what is remembered of it; what is damaged is queued for repair."""
+        for row in self.all_segments():
+            everything = range(row.placement.geometry.n)
+            for index in everything:
+                self.parts.reader.forget(row.segment, index)
+            length = shard_length(row.payload_length, row.placement.geometry.k)
+            try:
+                self.parts.reader.verified_bodies(row, everything, Span(0, length), lane="repair")
+            except ImageUnreadable:
+                continue
+
+    def all_segments(self) -> list[SegmentRow]:
+        """Every segment of the catalog, in id order."""
+        members = [entry.member for entry in self.membership.roster.entries]
+        rows = {row.segment: row for member in members for row in self.catalog.segments_on(member, limit=1 << 30)}
+        return [rows[segment] for segment in sorted(rows)]
+
     def repair_all(self) -> None:
         """Until there is nothing that could be mended now."""
-        for _ in range(10_000):
+        self.repair(10_000)
+        assert not self.parts.repairs.work_once(), "repairs do not end"
+
+    def repair(self, steps: int) -> None:
+        """At most so many steps of the repair loop."""
+        for _ in range(steps):
             if not self.parts.repairs.work_once():
                 return
-        raise AssertionError("repairs do not end")
 
     # -- images -------------------------------------------------------------------------------------------
 
@@ -244,10 +366,11 @@ class SmallArray:
             used += len(data)
         return self.store.commit(draft, used, entries, replaces)
 
-    def entry(self, uid: str, data: bytes, offset: int, version: int = 1) -> ManifestImage:
+    def entry(self, uid: str, data: bytes, offset: int, version: int = 1, source: str = "") -> ManifestImage:
         """The manifest's line for an image that is whole in this segment."""
         digest = hashlib.sha256(data).hexdigest()
-        self.offers.setdefault(f"inbox:{uid}", digest)
+        source = source or f"inbox:{uid}"
+        self.offers.setdefault(source, digest)
         return ManifestImage(
             image=self.store.new_image_id(),
             sop_instance_uid=uid,
@@ -259,7 +382,7 @@ class SmallArray:
             size=len(data),
             sha256=digest,
             received_at=now_text(),
-            source=f"inbox:{uid}",
+            source=source,
             identity={"patient_name": f"Owner^{uid}"},
         )
 

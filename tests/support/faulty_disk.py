@@ -7,6 +7,8 @@
     disk.delay("read*", 0.05); disk.corrupt("read*", "*-02.shard"); disk.tear("*-01.shard", 100); disk.lie("file.sync")
     disk.crash(step=7)           SimulatedCrash instead of the 7th call from now on, and at every call after it
     disk.on_call = hook          hook(Call), before each call
+    disk.hanging                 threads that are inside a hanging call now
+    disk.kill()                  the machine is off: whoever calls, or hangs and is let go, dies without doing anything
 
 `log` has one `Call` for each, so that a test runs once without faults and then again for `step in 1…len(log)`. The
 operations are the names of MemberDisk, and "file.write", "file.sync", "file.length", "file.close" for an open file.
@@ -83,6 +85,8 @@ class FaultyDisk(MemberDisk):
         self.inner = inner
         self.log: list[Call] = []
         self.on_call: Callable[[Call], object] | None = None
+        self.hanging: set[threading.Thread] = set()
+        self._hangs: list[Hang] = []
         self._rules: Rules = []
         self._crash_at: int | None = None
         self._lock = threading.Lock()
@@ -104,6 +108,7 @@ class FaultyDisk(MemberDisk):
 
     def hang(self, operation: str, path: str = "*", *, call: int | None = None) -> Hang:
         hang = Hang()
+        self._hangs.append(hang)
         self._add(Rule(operation, path, call, "hang", hang=hang))
         return hang
 
@@ -133,6 +138,17 @@ class FaultyDisk(MemberDisk):
         """No more rules, no crash. Hanging calls hang on until they are released."""
         with self._lock:
             self._rules, self._crash_at = [], None
+
+    def release_all(self) -> None:
+        """Let every hanging call go on, now and later."""
+        for hang in self._hangs:
+            hang.release()
+
+    def kill(self) -> None:
+        """Nothing that is still to come, or hangs, has any effect any more."""
+        with self._lock:
+            self._crash_at = 0
+        self.release_all()
 
     def operations(self) -> list[str]:
         return [call.operation for call in self.log]
@@ -227,7 +243,7 @@ class FaultyDisk(MemberDisk):
             self.on_call(call)
         for rule in rules:
             if rule.hang is not None:
-                rule.hang.hold()
+                self._hold(rule.hang)
             if rule.seconds:
                 time.sleep(rule.seconds)
             if rule.kind == "fail" and rule.error is not None:
@@ -237,6 +253,14 @@ class FaultyDisk(MemberDisk):
         for rule in rules:
             if rule.kind == "fail-after" and rule.error is not None:
                 raise rule.error
+
+    def _hold(self, hang: Hang) -> None:
+        thread = threading.current_thread()
+        self.hanging.add(thread)
+        try:
+            hang.hold()
+        finally:
+            self.hanging.discard(thread)
 
     def _enter(self, operation: str, path: str, detail: str) -> tuple[Call, Rules]:
         with self._lock:
