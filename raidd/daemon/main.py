@@ -29,7 +29,7 @@ from raidd.daemon.logs import EventLog
 from raidd.daemon.metrics import Distribution, Snapshot
 from raidd.daemon.metrics_server import MetricsServer
 from raidd.daemon.opening import lock_disk, now_text, open_array
-from raidd.daemon.papers import papers
+from raidd.daemon.papers import contact_line, papers
 from raidd.daemon.server import serve
 from raidd.daemon.service import Service
 from raidd.daemon.supervisor import Supervisor, Wake
@@ -93,6 +93,8 @@ class Daemon:
         self.supervisor.on_exit("locks", opened.locks.unlock_all)
         self.array: Array = graph.build_array(opened, self._offered, self._event)
         self.store, self.repairs = self.array.store, self.array.repairs
+        self._keep_contact(config)
+        self.array.replicator.use(papers(opened.membership.roster, config.path))
         self.ingest = self._ingest()
         self.view = View(self.store, self.repairs, config.capacity.reserve_percent)
         self.repair_wake, self.probe_wake = Wake(), Wake()
@@ -205,7 +207,14 @@ class Daemon:
         """SIGHUP: the file is checked whole; what can change while running does (repair's pace, the papers)."""
         config = settings.load(self.config.path or Path(settings.config_path()))
         self.repairs.set_pace(graph.pace_of(config))
+        self._keep_contact(config)
         self.array.replicator.use(papers(self.array.opened.membership.roster, config.path))
+
+    def _keep_contact(self, config: Config) -> None:
+        """Whom to call stands on the labels too, for the person who finds a disk."""
+        membership, contact = self.array.opened.membership, contact_line(config.contact)
+        if contact != membership.roster.contact:
+            membership.set_roster(membership.roster.successor(contact=contact))
 
     def _close(self) -> None:
         """After the drain: who is up is remembered for the next start; the catalog is checkpointed."""

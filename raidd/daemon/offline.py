@@ -32,7 +32,7 @@ from raidd.config_template import render_template
 from raidd.daemon import logs
 from raidd.daemon.graph import build_array, make_whole
 from raidd.daemon.opening import Opened, now_text, open_array, refuse_strangers
-from raidd.daemon.papers import papers
+from raidd.daemon.papers import contact_line, papers
 from raidd.errors import LabelInvalid, RaiddError, RequestRefused
 
 USER = "raidd"
@@ -100,7 +100,7 @@ def init(given: argparse.Namespace) -> None:
     owner = _owner()
     entries = [_entry(one) for one in newcomers]
     trial = any(one.trial for one in newcomers)
-    roster = new_roster(uuid4(), given.name, level, geometry, entries, _contact(config), trial)
+    roster = new_roster(uuid4(), given.name, level, geometry, entries, contact_line(config.contact), trial)
     _print_levels(level_table(count, [one.size_bytes for one in newcomers]), level)
     _make_folders(config, owner)
     if text is not None:
@@ -159,10 +159,6 @@ def _entry(newcomer: Newcomer) -> RosterEntry:
         serial=newcomer.serial,
         size=newcomer.size_bytes,
     )
-
-
-def _contact(config: Config) -> str:
-    return " ".join(part for part in (config.contact.name, config.contact.phone) if part)
 
 
 def _make_folders(config: Config, owner: tuple[int, int] | None) -> None:

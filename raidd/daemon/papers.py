@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
 
 from raidd import recover
 from raidd.array.roster import Roster
+from raidd.config import Contact
 
 README = """\
 This disk belongs to the raidd array "{name}" ({array}).
@@ -46,6 +46,6 @@ def papers(roster: Roster, settings: Path | None) -> dict[str, bytes]:
     return found
 
 
-def saved_settings(found: Mapping[str, bytes]) -> bytes | None:
-    """The settings among a member's papers."""
-    return found.get("config/raidd.toml")
+def contact_line(contact: Contact) -> str:
+    """Whom to call, as it stands on the labels."""
+    return " ".join(part for part in (contact.name, contact.phone) if part)

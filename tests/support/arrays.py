@@ -114,9 +114,8 @@ class SmallArray:
     # -- start, stop, crash -------------------------------------------------------------------------------
 
     def start(self, *, die_in: int | None = None) -> None:
-        """What the daemon does at a start, with disks in memory. ``die_in``: it dies at that step of it."""
+        """What the daemon does at a start, with disks in memory. ``die_in``: it dies at that step after the opening."""
         self.gate = CrashGate()
-        self.gate.at = die_in
         self._open: list[Catalog] = []
         self._running: list[Member] = []
         self.disks = {disk.uuid: self._faulty(disk) for disk in self.memory}
@@ -127,6 +126,7 @@ class SmallArray:
         members = [self._member(e.member) for e in self.roster.entries if e.state != MemberState.RETIRED]
         catalog, because = _open_catalog(self.config, self.roster, members, "")
         self._open.append(catalog)
+        self.gate.at = None if die_in is None else self.gate.steps + die_in
         catalog._write = self._gated(catalog)  # type: ignore[method-assign]
         self.membership = Membership(
             catalog, StateFile(self.state_dir), self.roster, members, reserve_percent=1, up_at_stop=frozenset()
@@ -145,6 +145,9 @@ class SmallArray:
             clock=self.clock,
         )
         graph.make_whole(self.parts)
+
+    def _new_gate(self) -> CrashGate:
+        return CrashGate()
 
     def clock(self) -> float:
         """Seconds, for what waits its turn: the repairs and the probe."""
