@@ -13,7 +13,7 @@ missing is listed, and why), 64 wrong usage.
 
 This is an independent reader of the format described in README.txt beside this file and in raidd's format.md; it
 shares no code with raidd on purpose. Parts of it: numbers (CRC-32C, GF(2^8)), shards, members and journals, segments,
-images, payloads, output, the program. Memory: a segment (64 MiB) and its temporaries, some 600 bytes per image.
+images, payloads, output, the program. Memory: some segments (32 MiB each) and 1.3 KiB per image.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from tests.support.member_folders import RECOVER, SYSTEM_PYTHON, MemberFolders, 
 from tests.support.sample_segment import ARRAY, WRITTEN_AT, SampleSegment, payload_bytes, sample_image, segment_id
 
 IMAGES = [payload_bytes(length, str(length)) for length in (1, 70_000, 131_072, 200_001, 65_536)]
+LARGE = payload_bytes(500_000, "large")
 
 
 @pytest.fixture
@@ -100,20 +101,29 @@ def test_an_image_in_parts_is_put_together_from_its_segments(disks: MemberFolder
     store_large(disks, last_known=True)
     outcome = disks.recover(away=(0, 5))
     assert outcome.code == 0, outcome.stderr
-    assert outcome.contents == [payload_bytes(500_000, "large")]
+    assert outcome.contents == [LARGE]
 
 
-def store_large(disks: MemberFolders, last_known: bool, skip: int | None = None) -> list[SampleSegment]:
-    """One image in three parts; only the last says its size and digest."""
-    data = payload_bytes(500_000, "large")
+def test_a_large_image_is_streamed_in_bounded_memory(disks: MemberFolders) -> None:
+    size, limit = 80 << 20, 72 << 20
+    store_large(disks, last_known=True, data=bytes(size), part=4 << 20)
+    outcome = disks.recover(away=(0, 1), before=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.contents == [bytes(size)]
+
+
+def store_large(
+    disks: MemberFolders, last_known: bool, skip: int | None = None, data: bytes = LARGE, part: int = 200_000
+) -> list[SampleSegment]:
+    """One image in parts; only the last says its size and digest."""
     whole = sample_image(9, 0, data)
     segments = []
-    for number, start in enumerate(range(0, 500_000, 200_000)):
-        piece = data[start : start + 200_000]
+    for number, start in enumerate(range(0, len(data), part)):
+        piece = data[start : start + part]
         last = last_known and start + len(piece) == len(data)
         known = {"size": len(data), "sha256": whole.sha256} if last else {"size": None, "sha256": None}
-        part = sample_image(9, 0, piece, image=whole.image, image_offset=start, **known)
-        segment = segment_of([piece], number + 1, images=(part,))
+        image = sample_image(9, 0, piece, image=whole.image, image_offset=start, **known)
+        segment = segment_of([piece], number + 1, images=(image,))
         if number != skip:
             disks.store(segment)
         segments.append(segment)

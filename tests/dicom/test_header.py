@@ -377,7 +377,7 @@ def test_a_header_of_many_tiny_elements_costs_bounded_memory() -> None:
         read(data)
         tracemalloc.start()
         assert read(data).sop_instance_uid in ("1.2.3", "1.9")
-        assert tracemalloc.get_traced_memory()[1] < 6 << 20  # pydicom takes 20 to 60 MiB
+        assert tracemalloc.get_traced_memory()[1] < 6 << 20  # pydicom takes up to 32 MB
         tracemalloc.stop()
 
 
