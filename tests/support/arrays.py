@@ -115,7 +115,7 @@ class SmallArray:
 
     def start(self, *, die_in: int | None = None) -> None:
         """What the daemon does at a start, with disks in memory. ``die_in``: it dies at that step after the opening."""
-        self.gate = CrashGate()
+        self.gate = self._new_gate()
         self._open: list[Catalog] = []
         self._running: list[Member] = []
         self.disks = {disk.uuid: self._faulty(disk) for disk in self.memory}
