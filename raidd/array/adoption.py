@@ -36,6 +36,7 @@ from raidd.array.survey import (
     groups,
     inspect_all,
     shard_names,
+    sweep,
     winner,
 )
 from raidd.array.worker import Cancel
@@ -97,12 +98,12 @@ class Adoption:
     def _list(
         self, members: Mapping[UUID, Member], folders: Iterable[str], wanted: set[UUID]
     ) -> tuple[dict[UUID, list[tuple[UUID, int]]], set[UUID]]:
-        """member → shards of the wanted ids by listing; and the members that answered. tmp/ is emptied too."""
-        folders, busy = sorted(folders), self._in_flight()
+        """member → shards of the wanted ids by listing; and the members that answered."""
+        days = sorted(folders)
         asked = []
         for uuid, member in members.items():
             try:
-                asked.append((uuid, member, member.submit("repair", lambda disk, _c: _look(disk, folders, busy))))
+                asked.append((uuid, member, member.submit("repair", partial(_look, days))))
             except MemberError:
                 continue
         names: dict[UUID, list[tuple[UUID, int]]] = {}
@@ -112,6 +113,14 @@ class Adoption:
             except MemberError:
                 continue
         return names, set(names)
+
+    def sweep(self) -> None:
+        """Empty tmp/ on every member that is there. At a start, before anything is written."""
+        for member in self._membership.present_members():
+            try:
+                member.call("repair", lambda disk, _cancel: sweep(disk))
+            except MemberError as error:
+                LOG.warning("%s: tmp/ could not be emptied: %s", member.path, error.message)
 
     def _not_retired(self) -> set[UUID]:
         return {e.member for e in self._membership.roster.entries if e.state != MemberState.RETIRED}
@@ -291,9 +300,5 @@ def _set_aside(disk: MemberDisk, shard: Found, reason: str, now: str) -> None:
     quarantine(disk, shard.path, reason, now)
 
 
-def _look(disk: MemberDisk, folders: Iterable[str], busy: frozenset[UUID]) -> list[tuple[UUID, int]]:
-    """Shards in these folders; what a dead writer left in tmp/ is removed on the way."""
-    for name in disk.list("tmp"):
-        if not any(name.startswith(str(segment)) for segment in busy) and not name.endswith("/"):
-            disk.unlink(f"tmp/{name}")
+def _look(folders: Iterable[str], disk: MemberDisk, _cancel: Cancel) -> list[tuple[UUID, int]]:
     return shard_names(disk, folders)

@@ -124,6 +124,13 @@ def shard_names(disk: MemberDisk, folders: Iterable[str]) -> list[tuple[UUID, in
     return sorted(found)
 
 
+def sweep(disk: MemberDisk) -> None:
+    """Remove what a dead writer left in tmp/. Only while nobody writes to this member: a start, a welcome."""
+    for name in disk.list("tmp"):
+        if not name.endswith("/"):
+            disk.unlink(f"tmp/{name}")
+
+
 def day_folders(disk: MemberDisk) -> list[str]:
     """Every day folder of a member, oldest first."""
     days = []

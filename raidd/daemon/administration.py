@@ -7,6 +7,7 @@ between leaves either the old roster or the new one, on the labels and in state_
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from raidd.daemon.papers import papers
 from raidd.daemon.view import View
 from raidd.errors import RequestRefused
 
+SPARE_MESSAGE = "It holds nothing until it replaces a member: raidctl replace SLOT MOUNT"
 Journal = Callable[[str, str, tuple[str, ...], dict[str, object]], None]
 
 
@@ -67,37 +69,76 @@ class Administration:
             roster = add(self._roster(newcomer), entry, spare=request.spare)
             self._take_in(newcomer, entry, roster)
             self._journal(actor, "add", (str(entry.member),), {"path": newcomer.path, "spare": request.spare})
-        message = "It will take over by itself when a member fails." if request.spare else _added_message(roster)
+        message = (
+            "It holds nothing until it replaces a member: raidctl replace SLOT MOUNT"
+            if request.spare
+            else _added_message(roster)
+        )
         return api.MemberReply(member=self._view.member_of(entry.member), message=message, warnings=_warnings(newcomer))
 
     def replace(self, slot: int, request: api.ReplaceRequest, actor: str) -> api.ReplaceReply:
         """A blank disk takes the place of a failed, missing, suspect or offline member, and is rebuilt."""
         with self._one_at_a_time:
+            spare = self._spare_at(request.path)
+            if spare is not None:
+                return self._replace_by_spare(slot, spare, request.dry_run, actor)
             old = self._membership.roster.slot_entry(slot)
             newcomer = self._examine(request.path, request.allow_same_device, request.allow_filesystem)
             entry = _entry(newcomer, request.bay or old.bay, request.enclosure or old.enclosure)
-            presence = self._membership.presence(old.member)
-            roster = replace_member(self._roster(newcomer), slot, entry, presence)
+            roster = replace_member(self._roster(newcomer), slot, entry, self._presence(old))
             plan = self._plan(slot, old, entry, newcomer)
             if request.dry_run:
                 return plan
             self._take_in(newcomer, entry, roster)
-            detail: dict[str, object] = {"slot": slot, "old": str(old.member), "path": newcomer.path}
-            self._journal(actor, "replace", (str(entry.member),), detail)
-            return plan.model_copy(
-                update={
-                    "started": True,
-                    "old": self._view.member_of(old.member),
-                    "new": self._view.member_of(entry.member),
-                }
-            )
+            return self._replacing(plan, old, entry, newcomer.path, actor)
+
+    def _spare_at(self, path: str) -> RosterEntry | None:
+        """The spare whose mount this is."""
+        real = os.path.realpath(path)
+        for entry in self._membership.roster.spares():
+            member = self._membership.member(entry.member)
+            if member is not None and member.present and os.path.realpath(member.path) == real:
+                return entry
+        return None
+
+    def _replace_by_spare(self, slot: int, spare: RosterEntry, dry_run: bool, actor: str) -> api.ReplaceReply:
+        old = self._membership.roster.slot_entry(slot)
+        roster = replace_member(self._membership.roster, slot, spare, self._presence(old))
+        shown = self._view.member_of(spare.member)
+        free = (shown.size_bytes or 0) - (shown.used_bytes or 0)
+        size, unfit = self._to_rebuild(old, free, shown.size_bytes or 0)
+        plan = api.ReplaceReply(
+            slot=slot,
+            started=False,
+            old=self._view.member_of(old.member),
+            new=shown,
+            rebuild_bytes=size,
+            unfit_bytes=unfit,
+        )
+        if dry_run:
+            return plan
+        self._set(roster)
+        return self._replacing(plan, old, spare, shown.path, actor)
+
+    def _replacing(
+        self, plan: api.ReplaceReply, old: RosterEntry, new: RosterEntry, path: str, actor: str
+    ) -> api.ReplaceReply:
+        """It is under way: journal it, and say what is true now."""
+        self._journal(actor, "replace", (str(new.member),), {"slot": plan.slot, "old": str(old.member), "path": path})
+        now = {"old": self._view.member_of(old.member), "new": self._view.member_of(new.member)}
+        return plan.model_copy(update={"started": True, **now})
+
+    def _to_rebuild(self, old: RosterEntry, free_bytes: int, size_bytes: int) -> tuple[int, int]:
+        """(bytes to re-create, of these what will not fit)."""
+        _segments, size = self._store.catalog.load(old.member)
+        usable = free_bytes - int(size_bytes * self._config.capacity.reserve_percent / 100)
+        return size, max(0, size - usable)
 
     def _plan(self, slot: int, old: RosterEntry, new: RosterEntry, newcomer: Newcomer) -> api.ReplaceReply:
-        _segments, size = self._store.catalog.load(old.member)
-        usable = newcomer.free_bytes - int(newcomer.size_bytes * self._config.capacity.reserve_percent / 100)
+        size, unfit = self._to_rebuild(old, newcomer.free_bytes, newcomer.size_bytes)
         warnings = _warnings(newcomer)
-        if size > usable:
-            warnings.append(f"{size - usable} bytes will not fit: the new disk is too small for all of slot {slot}")
+        if unfit:
+            warnings.append(f"{unfit} bytes will not fit: the new disk is too small for all of slot {slot}")
         shown = api.MemberInfo(
             slot=slot,
             state="rebuilding",
@@ -115,7 +156,7 @@ class Administration:
             old=self._view.member_of(old.member),
             new=shown,
             rebuild_bytes=size,
-            unfit_bytes=max(0, size - usable),
+            unfit_bytes=unfit,
             warnings=warnings,
         )
 
@@ -137,10 +178,8 @@ class Administration:
     def online(self, slot: int, actor: str) -> api.MemberReply:
         """Use a member again that was taken offline or judged failed; what it missed is mended."""
         with self._one_at_a_time:
-            entry = (
-                self._membership.roster.slot_entries(slot)[0] if self._membership.roster.slot_entries(slot) else None
-            )
-            entry = entry or self._membership.roster.slot_entry(slot)
+            self._membership.roster.slot_entry(slot)  # RequestUnknown for a slot that is not there
+            entry = self._membership.roster.slot_entries(slot)[0]
             self._set(apply(self._membership.roster, entry.member, RosterEvent.ONLINE, self._presence(entry)))
             self._journal(actor, "online", (str(entry.member),), {"slot": slot})
         self._changed()

@@ -116,6 +116,7 @@ def make_whole(array: Array, progress: Callable[[int, int], None] = lambda _done
     """At a start: the catalog, if it has to be made again; then leftovers; then what can be mended at once.
 
     Ingest begins after this: an image whose commit a crash interrupted is known before its original is met again."""
+    array.adoption.sweep()
     if array.opened.reindex_because:
         rebuild_catalog(array.opened, array.adoption, progress)
     settled = array.adoption.settle(stale_ids(array))

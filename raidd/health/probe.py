@@ -23,6 +23,7 @@ from raidd.array.member_disk import CANARY_SIZE, FileNotThere, MemberDisk, Space
 from raidd.array.members import Member
 from raidd.array.membership import Membership
 from raidd.array.roster import MemberState, Roster
+from raidd.array.survey import sweep
 from raidd.array.worker import Cancel, Cancelled, Gathering, Operation
 from raidd.errors import LabelInvalid, MemberAway, MemberError, MemberFaulty
 
@@ -128,6 +129,7 @@ class Probe:
         disk = self._open_disk(member)
         prove(look_at(disk), self._membership.roster)
         self._lock(disk)
+        sweep(disk)
         sing(disk, os.urandom(16))
         disk.replace(LABEL_NAME, label_for(disk.uuid, self._membership.roster).pack())
         return Answer(disk.space(), self._filesystem_of(disk), disk)
