@@ -21,7 +21,7 @@ from raidd.inbox.drafting import Batch, Entry
 from raidd.inbox.duplicates import Acknowledge, Newcomer, StoreIt, meet
 from raidd.inbox.endings import Endings, timestamp
 from raidd.inbox.examine import Later, Refusal, examine, refused_unread
-from raidd.inbox.intake import Hindrance, NotTaken, Offer, OpenImage
+from raidd.inbox.intake import Hindrance, NotTaken, Offer, OpenImage, Owed
 from raidd.inbox.large import PART_SIZE, LargeImage
 from raidd.inbox.sink import Sink
 from raidd.inbox.watch import Watcher
@@ -157,7 +157,7 @@ class Preparer:
 
     def _admit(self, offer: Offer) -> bool:
         """Deal with one offer. False when the batch is full, or there is none."""
-        if offer.owed is not None and self._endings.settle_debt(offer, offer.owed):
+        if offer.owed is not None and self._settled(offer, offer.owed):
             return True
         refusal = refused_unread(offer, self._image_max_bytes)
         if refusal is not None:
@@ -173,6 +173,13 @@ class Preparer:
         if not batch.fits(offer.observed.size):
             return self._keep(offer, batch)
         return self._read(offer, batch)
+
+    def _settled(self, offer: Offer, owed: Owed) -> bool:
+        try:
+            return self._endings.settle_debt(offer, owed)
+        except NOT_NOW:
+            self._watcher.rest(offer, owed)
+            return True
 
     def _keep(self, offer: Offer, batch: Batch) -> bool:
         """It is the first of the next batch."""

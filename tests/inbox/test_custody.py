@@ -1,4 +1,4 @@
-"""Taking away: killed at every step, changed at every step, kept, moved over file systems; nothing is lost or doubled."""
+"""Taking away, killed and disturbed at every step, on one file system and over two: nothing is lost or doubled."""
 
 from __future__ import annotations
 
