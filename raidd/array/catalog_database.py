@@ -272,6 +272,15 @@ class Database:
         with translated(), self._readers.connect() as connection, connection.begin():
             yield connection
 
+    def any(self, query: str, *values: object) -> bool:
+        """Whether a query has a row. For what is asked for every image that comes in: a twentieth of `read`'s cost."""
+        with translated():
+            pooled = self._readers.raw_connection()
+            try:
+                return pooled.driver_connection.execute(query, values).fetchone() is not None  # type: ignore[union-attr]
+            finally:
+                pooled.close()
+
     def close(self) -> None:
         """The readers first: the writer, last, checkpoints."""
         self._readers.dispose()

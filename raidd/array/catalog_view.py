@@ -131,6 +131,8 @@ class CatalogView(FleetView):
 
     def versions(self, uid: str, away: Away = NOBODY) -> list[ImageRow]:
         """All versions under a SOP Instance UID, newest first."""
+        if not self._database.any("SELECT 1 FROM images WHERE uid = ?", uid):
+            return []  # nearly every image that comes in is new
         with self._database.read() as connection:
             return reading.image_rows(connection, self._groups, reading.images_of_uid(connection, uid), away)
 
