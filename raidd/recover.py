@@ -623,6 +623,8 @@ def _may_read(member: Member, report: Report) -> bool:
         if said != f"{crc32c(canonical(label)):08x}":
             raise ValueError("its checksum does not fit")
         requires, member.label = label["requires"], label
+        if str(label["format"]).partition(".")[0] != "1":
+            requires = [*requires, f"label format {label['format']}"]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         report.note(f"{member.path}: label not readable ({error}); its shards speak for themselves")
         return True
@@ -756,18 +758,25 @@ class Array:
     def settle(self) -> None:
         """Decide which segments are replaced by another that is there (format.md, C2), and name the doubtful.
 
-        A replacement always has the higher id, so that no ring of replacements can hide all of its segments.
+        Along a chain, too: what was replaced by a segment that was replaced does not count again when the middle one
+        is gone. A replacement always has the higher id, so that no ring of them can hide all of its segments.
         """
         for segment, groups in self.groups.items():
             if sum(group.usable() for group in groups.values()) > 1:
                 self.report.fault(f"segment {segment}: two different ones under this id; images of both are restored")
         existing = [group for group in self.all_groups() if group.whole() >= group.head.k]
-        for group in existing:
-            for segment in group.replaces:
-                if segment < group.segment:
-                    for old in self.groups.get(segment, {}).values():
-                        old.state = REPLACED
-                    self.broken.pop(segment, None)
+        chain = [(group.segment, segment) for group in existing for segment in group.replaces]
+        seen = set(chain)
+        while chain:
+            newer, segment = chain.pop()
+            if segment >= newer:
+                continue
+            self.broken.pop(segment, None)
+            for old in self.groups.get(segment, {}).values():
+                old.state = REPLACED
+                further = {(segment, older) for older in old.replaces} - seen
+                seen |= further
+                chain += further
 
     def has_shards(self, segment: str) -> bool:
         return any(group.shards for group in self.groups[segment].values())

@@ -333,6 +333,15 @@ def test_a_label_that_requires_the_unknown_leaves_its_disk_alone(disks: MemberFo
     assert disks.recover(away=(1, 2), out=disks.root / "out2").code == 1
 
 
+def test_a_label_of_a_newer_format_leaves_its_disk_alone(disks: MemberFolders) -> None:
+    disks.label()
+    disks.label(version="2.0", numbers=(0,))
+    disks.store(segment_of(IMAGES))
+    outcome = disks.recover(away=(1,))
+    assert outcome.code == 0, outcome.stderr
+    assert "needs a newer recover.py" in outcome.stderr
+
+
 def test_damaged_labels_do_not_matter(disks: MemberFolders) -> None:
     disks.label()
     for number in range(6):
@@ -366,6 +375,14 @@ def test_a_replaced_segment_serves_what_is_damaged_in_its_replacement(disks: Mem
         flip(disks.shard(new, index), body_offset(new) + 7)
     outcome = disks.recover()
     assert (outcome.code, sorted(outcome.contents)) == (0, sorted(IMAGES))
+
+
+def test_a_segment_replaced_by_a_replaced_one_does_not_count_when_that_one_is_lost(disks: MemberFolders) -> None:
+    oldest = disks.store(segment_of([b"keep", b"drop"], 1, first=1))
+    middle = disks.store(segment_of([b"keep"], 2, first=1, replaces=(oldest.manifest.segment,)), range(2))
+    disks.store(segment_of([b"keep"], 3, first=1, replaces=(middle.manifest.segment,)))
+    outcome = disks.recover()
+    assert (outcome.code, outcome.contents) == (0, [b"keep"])
 
 
 def test_segments_that_replace_each_other_hide_nothing(disks: MemberFolders) -> None:

@@ -66,7 +66,9 @@ class MemberFolders:
             path.write_bytes(segment.file(index))
         return segment
 
-    def label(self, *, m: int = 2, requires: Sequence[str] = (), numbers: Iterable[int] | None = None) -> None:
+    def label(
+        self, *, m: int = 2, version: str = "1.0", requires: Sequence[str] = (), numbers: Iterable[int] | None = None
+    ) -> None:
         """Labels whose roster names every member as online in its slot."""
         roster = [
             {"member": str(member), "slot": slot, "state": "online", "enclosure": "", "bay": "", "model": "",
@@ -74,7 +76,7 @@ class MemberFolders:
         ]  # fmt: skip
         for number in range(len(self.ids)) if numbers is None else numbers:
             label: dict[str, Any] = {
-                "format": 1, "requires": list(requires), "array": str(ARRAY), "array_name": "clinic-1",
+                "format": version, "requires": list(requires), "array": str(ARRAY), "array_name": "clinic-1",
                 "level": "raid6", "member": str(self.ids[number]), "slot": number, "k": len(self.ids) - m, "m": m,
                 "epoch": 3, "history": [], "roster": roster, "contact": "Dr. Ä", "trial": False,
             }  # fmt: skip
