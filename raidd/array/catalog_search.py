@@ -1,12 +1,15 @@
 """Find images by what a person knows of them: words of any name, patient, owner, species, modality, date, study.
 
-Words are folded and matched anywhere in the folded text, in any order: "rex MULLER" finds Müller^Rex and Rex^Müller.
+Words are folded and matched anywhere in the folded text, in any order: "rex MULLER" finds Müller^Rex and Rex^Müller;
+what is written together ("P-100_7") is found together.
 What is special to LIKE in a person's words is taken literally. Newest images first.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, select, true
@@ -14,7 +17,6 @@ from sqlalchemy import Column, ColumnElement, Connection, select, true
 from raidd.array.catalog_database import Row, rows
 from raidd.array.catalog_rows import ImageQuery
 from raidd.array.catalog_schema import IMAGES, SUBJECTS
-from raidd.array.catalog_subjects import day
 from raidd.dicom.identity import fold
 from raidd.errors import RequestRefused
 
@@ -41,7 +43,7 @@ def _contains(column: Column[Any], text: str | None) -> Iterable[ColumnElement[b
     """Every word of the text is somewhere in the column. A text without a word in it matches nothing."""
     if text is None:
         return []
-    words = fold(text).split()
+    words = [folded for folded in map(fold, re.split(r"[\s^=]+", text)) if folded]
     return [column.contains(word, autoescape=True) for word in words] or [column != column]
 
 
@@ -60,10 +62,10 @@ def _image_conditions(query: ImageQuery) -> list[ColumnElement[bool]]:
 
 
 def _date(text: str) -> str:
-    digits = day(text)
-    if not digits:
-        raise RequestRefused(f"{text!r} is not a date", next_step="Give dates as 2026-11-24 or 20261124.")
-    return digits
+    try:
+        return datetime.strptime(text, "%Y-%m-%d" if "-" in text else "%Y%m%d").strftime("%Y%m%d")
+    except ValueError as error:
+        raise RequestRefused(f"{text!r} is not a date", next_step="Give dates as 2026-11-24 or 20261124.") from error
 
 
 def study_images(connection: Connection, study: str) -> list[Row]:
