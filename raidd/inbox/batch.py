@@ -260,5 +260,6 @@ class Ingest:
         return self.counters().last_stored_at
 
     def close(self) -> None:
-        """After both threads have ended: give back what is held."""
+        """After both threads have ended: give back what is held, listen no longer."""
         self._preparer.close()
+        self._watcher.stop()

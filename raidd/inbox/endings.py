@@ -43,6 +43,7 @@ class Endings:
         self._sink, self._watcher, self._custody, self._tally = sink, watcher, custody, tally
         self._clock, self._now = clock, now
         self.unreadable = Complaint(sink.event, "inbox-unreadable", "everything in the inbox can be read again")
+        self.unwatched = Complaint(sink.event, "inbox-unwatched", "the inbox is watched again")
         self._stuck = Complaint(sink.event, "inbox-not-writable", "files can be removed from the inbox again")
 
     def committed(self, entry: Entry, protected: bool) -> None:

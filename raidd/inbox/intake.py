@@ -169,7 +169,8 @@ def _hindered(offer: Offer, error: OSError) -> NotTaken:
 def still_offered(roots: Sequence[Root], source: str, sha256: str | None) -> bool:
     """Does the inbox still hold, under ``source``, a file of this SHA-256 (hex)? Decides what is debris (C5).
 
-    None: the digest was not known yet (a part of a large image); then any plain file there counts: its sender has it."""
+    None: the digest was not known yet (a part of a large image); then any plain file there counts: its sender has it.
+    """
     name, _, path = source.partition(":")
     root = next((root for root in roots if root.name == name), None)
     if root is None or not path:

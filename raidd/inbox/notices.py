@@ -46,31 +46,31 @@ Hint = Callable[[Root, bytes, bool], None]
 
 
 class Notices:
-    """The observers of all roots. `start`, `restart_dead` and `stop` are called by one thread."""
+    """The observers of all roots. `keep_alive` is called by one thread; `stop` after it has ended."""
 
     def __init__(
-        self, roots: Sequence[Root], hint: Hint, *, is_network: Callable[[Root], bool] = lambda r: network_mount(r.path)
+        self,
+        roots: Sequence[Root],
+        hint: Hint,
+        *,
+        is_network: Callable[[Root], bool] = lambda root: network_mount(root.path),
+        listen: bool = True,
     ) -> None:
         self._roots = tuple(roots)
         self._hint = hint
         self._is_network = is_network
         self._observers: dict[str, BaseObserver] = {}
         self._failures: dict[str, str] = {}
-        self._started = False
-
-    def start(self) -> None:
-        self._started = True
-        for root in self._roots:
-            self._start(root)
+        self._listen = listen
 
     def stop(self) -> None:
-        self._started = False
+        self._listen = False
         for name in list(self._observers):
             self._stop(name)
 
-    def restart_dead(self) -> None:
-        """Replace observers of which a thread has ended (the folder was replaced, watchdog gave up)."""
-        for root in self._roots if self._started else ():
+    def keep_alive(self) -> None:
+        """Start what does not run: at first all observers, later those that ended (a folder was replaced)."""
+        for root in self._roots if self._listen else ():
             observer = self._observers.get(root.name)
             if observer is None or not observer.is_alive() or not all(e.is_alive() for e in observer.emitters):
                 self._stop(root.name)

@@ -40,9 +40,17 @@ class Rounds:
             self._next_expiry = self._clock() + EXPIRE_S
             self._custody.expire_kept()
         if self._watcher.scan_wanted or self._clock() >= self._next_scan:
-            self._watcher.notices.restart_dead()
+            self._listen()
             self.scan_once()
         return True
+
+    def _listen(self) -> None:
+        self._watcher.notices.keep_alive()
+        degraded, complaint = self._watcher.notices.degraded, self._endings.unwatched
+        for name, why in degraded.items():
+            text = f"the {name} is looked through every {RESCAN_DEGRADED_S:.0f} s instead of being watched: {why}"
+            complaint.add(name, text, (name,))
+        complaint.settle(complaint.sufferers() - degraded.keys())
 
     def scan_once(self) -> Scan:
         """One scan and what follows from it."""

@@ -93,6 +93,7 @@ class Watcher:
         *,
         clock: Callable[[], float] = time.monotonic,
         tracked_limit: int = TRACKED_LIMIT,
+        listen: bool = True,
     ) -> None:
         self.roots = tuple(roots)
         self.settle_s = settle_s
@@ -111,13 +112,10 @@ class Watcher:
         """Files given out by `take`, each counted once however often it is looked at."""
         self.withdrawn = 0
         """Of those, the ones that their sender took back before they were stored or refused."""
-        self.notices = Notices(self.roots, self.hint)
-
-    def start(self) -> None:
-        """Begin to listen for hints; without them (watch limit reached) scans go on."""
-        self.notices.start()
+        self.notices = Notices(self.roots, self.hint, listen=listen)
 
     def stop(self) -> None:
+        """Listen no longer."""
         self.notices.stop()
 
     # Hints

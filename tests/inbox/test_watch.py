@@ -50,7 +50,6 @@ class Running:
         if self.is_network:
             self.watcher.notices = Notices(roots, self.watcher.hint, is_network=lambda _: True)
         self.ingest = Ingest(self.sink, self.watcher, Custody(roots), image_max_bytes=1 << 34)
-        self.watcher.start()
         self.stop = threading.Event()
         self.threads = [
             threading.Thread(target=self._loop, args=(once,))
@@ -205,7 +204,7 @@ def test_without_a_watch_scans_go_on(inbox: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("raidd.inbox.notices.InotifyObserver", no_watch)
     monkeypatch.setattr("raidd.inbox.rounds.RESCAN_DEGRADED_S", 0.2)
     with Running(inbox, settle_s=0.2) as running:
-        assert eventually(lambda: running.ingest._rounds.due_in_s() < 1)
+        assert eventually(lambda: running.sink.codes() == ["inbox-unwatched"])
         assert running.watcher.notices.degraded == {"inbox": "inotify watch limit reached"}
         (inbox / "a.dcm").write_bytes(dicom("1.2.3"))
         assert eventually(lambda: running.stored("1.2.3"))
@@ -215,14 +214,14 @@ def test_an_inbox_that_is_replaced_is_watched_again(inbox: Path) -> None:
     hints: list[bytes] = []
     root = inbox_root(inbox)
     notices = Notices((root,), lambda _root, path, _placed: hints.append(path))
-    notices.start()
+    notices.keep_alive()
     try:
         inbox.rmdir()
         assert eventually(lambda: not all(e.is_alive() for o in notices._observers.values() for e in o.emitters))
-        notices.restart_dead()
+        notices.keep_alive()
         assert list(notices.degraded) == ["inbox"]
         inbox.mkdir()
-        notices.restart_dead()
+        notices.keep_alive()
         (inbox / "a.dcm").write_bytes(b"x")
         assert eventually(lambda: b"a.dcm" in hints)
     finally:

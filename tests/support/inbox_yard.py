@@ -74,7 +74,7 @@ class Yard:
 
     def restart(self) -> None:
         roots = (inbox_root(self.inbox), spool_root(self.spool, self.inbox))
-        self.watcher = Watcher(roots, SETTLE_S, clock=self.clock)
+        self.watcher = Watcher(roots, SETTLE_S, clock=self.clock, listen=False)
         self.custody = Custody(roots, keep_days=self.keep_days, now=self.clock.now, step=self.step)
         self.ingest = Ingest(
             self.sink,
