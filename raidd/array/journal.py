@@ -30,6 +30,7 @@ PURGE, MERGE = "purge", "merge"
 
 _DAY_FILE = re.compile(r"\d{4}-\d\d-\d\d\.jsonl", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _KEYS = ("sequence", "at", "actor", "action", "objects", "outcome", "detail", "previous")
 
 Head = tuple[int, str]
@@ -170,13 +171,16 @@ def _sealed(entry: JournalEntry) -> JournalEntry:
 
 
 def _canonical(document: Mapping[str, Any]) -> bytes:
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode(errors="replace")
+    try:
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    return _clean(text).encode()
 
 
 def _clean(text: str) -> str:
-    """Valid Unicode: what is not is replaced, so that the line can be read back."""
-    return text.encode(errors="replace").decode()
+    """Valid Unicode, so that the line can be read back."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 # The replica -----------------------------------------------------------------------------------------------------
