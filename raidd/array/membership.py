@@ -59,6 +59,8 @@ class Membership:
         self._members = {member.uuid: member for member in members}
         self._reserve_percent = reserve_percent
         self._up_at_stop = up_at_stop
+        self._up = set(up_at_stop)  # those it began with, less who left since, and who came
+        self._remembered_up = up_at_stop
         self._lock = threading.RLock()
         self.on_change = on_change
         for member in self._members.values():
@@ -144,6 +146,7 @@ class Membership:
         """Stop using a member's disk: nothing of it stays open."""
         with self._lock:
             member = self._members.pop(uuid, None)
+            self._up.discard(uuid)
         if member is not None:
             member.close()
         self.remember()
@@ -173,12 +176,21 @@ class Membership:
         """Write array.json: the roster, where each member is; at a stop also who is up, whom a start waits for."""
         with self._lock:
             paths = {member.uuid: member.path for member in self._members.values()}
-            up = frozenset(place.member for place in self.places() if place.up) if stopping else self._up_at_stop
+            up = frozenset(place.member for place in self.places() if place.up) if stopping else frozenset(self._up)
             self._state_file.save(Remembered(self._roster, paths, up))
+            self._remembered_up = up
+
+    def remember_up(self) -> None:
+        """Write down who left or came since the last time: a start after a crash must not wait for the long dead."""
+        if frozenset(self._up) != self._remembered_up:
+            self.remember()
 
     def _changed(self, member: Member) -> None:
         if member.present:
             member.full = False
+            self._up.add(member.uuid)
+        else:
+            self._up.discard(member.uuid)
         self.on_change(member)
 
 

@@ -129,6 +129,7 @@ class Daemon:
         start("health/probe", probe.probe_once, self.config.health.probe_interval_s, self.probe_wake)
         start("array/welcome", lambda: graph.welcome_once(self.array), 0.0)
         start("array/replicate", self.array.replicator.replicate_once, REPLICATE_S)
+        start("array/remember", self.array.opened.membership.remember_up, REPLICATE_S)
         start("repair", self.repairs.work_once, 5.0, self.repair_wake)
         start("inbox/prepare", self.ingest.prepare_once, 0.0)
         start("inbox/commit", self.ingest.commit_once, 0.0)
