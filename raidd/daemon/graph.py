@@ -37,6 +37,7 @@ LOG = logging.getLogger(__name__)
 BUSY_S = 2.0
 """Images came in within this time: repairs keep to their pace."""
 FIND_S = 3.0
+NEWCOMER = "a newcomer"
 
 Event = Callable[[str, str, str, Sequence[str]], None]
 
@@ -132,7 +133,8 @@ def _member_changed(array: Array, member: Member, event: Event) -> None:
     """Runs on whatever thread noticed: only tells and queues."""
     slot = _slot(array, member)
     if member.present:
-        event("member-back", "info", f"{slot} ({member.path}) is back", [str(member.uuid)])
+        if slot != NEWCOMER:  # that one is journaled with who asked for it
+            event("member-back", "info", f"{slot} ({member.path}) is back", [str(member.uuid)])
         array.arrived.put(member)
         return
     event("member-away", "warning", f"{slot} ({member.path}): {member.presence.reason}", [str(member.uuid)])
@@ -149,7 +151,7 @@ def unlock_disk(opened: Opened, disk: MemberDisk) -> None:
 
 def _slot(array: Array, member: Member) -> str:
     entry = array.opened.membership.roster.find(member.uuid)
-    return "a former member" if entry is None else "spare" if entry.slot is None else f"slot {entry.slot}"
+    return NEWCOMER if entry is None else "spare" if entry.slot is None else f"slot {entry.slot}"
 
 
 def welcome_once(array: Array) -> None:
