@@ -91,7 +91,11 @@ class Adoption:
         names, looked = self._list(members, {day_folder(segment) for segment in wanted}, wanted)
         found = inspect_all(names, members, whole=True)
         everyone = looked >= self._not_retired()
-        for segment in sorted(wanted):
+        known = self._catalog.known(wanted)
+        gone = {segment for segment in wanted if segment in known or (everyone and not found.get(segment))}
+        if gone:
+            self._catalog.release(gone)  # in one transaction: after a start these are nearly all
+        for segment in sorted(wanted - gone):
             self._settle_one(segment, found.get(segment, []), everyone, outcome)
         return outcome
 
@@ -103,13 +107,13 @@ class Adoption:
         asked = []
         for uuid, member in members.items():
             try:
-                asked.append((uuid, member, member.submit("repair", partial(_look, days))))
+                asked.append((uuid, member, member.submit("repair", partial(_look, days, wanted))))
             except MemberError:
                 continue
         names: dict[UUID, list[tuple[UUID, int]]] = {}
         for uuid, member, operation in asked:
             try:
-                names[uuid] = [name for name in member.result(operation) if name[0] in wanted]
+                names[uuid] = member.result(operation)
             except MemberError:
                 continue
         return names, set(names)
@@ -129,12 +133,7 @@ class Adoption:
         if any(shard.verdict == Verdict.UNREACHABLE for shard in found):
             outcome.kept += 1
             return
-        if self._catalog.known([segment]):
-            self._catalog.release([segment])
-            return
         if not found:
-            if everyone:
-                self._catalog.release([segment])
             return
         if any(shard.verdict == Verdict.UNSUPPORTED for shard in found):
             outcome.unreadable += 1
@@ -194,7 +193,8 @@ class Adoption:
         return False
 
     def _clear(self, segment: UUID, found: Iterable[Found], outcome: Settled) -> None:
-        if self._on_each(found, lambda disk, shard: disk.unlink(shard.path)):
+        """An id is given up only when no power cut can bring a shard of it back: then nobody would look for it."""
+        if self._on_each(found, _remove):
             self._catalog.release([segment])
             outcome.cleared += 1
 
@@ -221,14 +221,15 @@ class Adoption:
 
     def adopt(self, group: Group, found: Iterable[Found]) -> None:
         """Take a segment that exists into the catalog, with what is absent or torn as exceptions."""
-        manifest = group.manifest
-        holders = tuple(group.holders.get(i, manifest.members[i]) for i in range(manifest.geometry.n))
-        absent = frozenset(range(manifest.geometry.n)) - set(group.holders)
+        manifest, indexes = group.manifest, range(group.manifest.geometry.n)
+        torn = {index: member for index, (member, _bad) in group.torn.items()}
+        holders = tuple(group.holders.get(i) or torn.get(i) or manifest.members[i] for i in indexes)
+        absent = frozenset(indexes) - set(group.holders)
         new = NewSegment(manifest, group.prefix.head.body_offset, Placement(manifest.geometry, holders), absent)
         self._catalog.adopt(new, now=self._now())
-        for shard in found:
-            if shard.index in absent and shard.verdict in (Verdict.TORN, Verdict.DAMAGED):
-                self._catalog.mark(manifest.segment, shard.index, "damaged")
+        damaged = {s.index for s in found if s.verdict in (Verdict.TORN, Verdict.DAMAGED)} & absent
+        for index in sorted(damaged):
+            self._catalog.mark(manifest.segment, index, "damaged")  # there, and its good blocks may be needed
         if absent:
             self._on_absent(manifest.segment)
 
@@ -257,6 +258,7 @@ class Adoption:
         where: dict[UUID, list[tuple[UUID, int]]] = defaultdict(list)
         for member in members.values():
             try:
+                member.call("repair", _settle_down)
                 for segment, index in all_shard_names(member):
                     where[segment].append((member.uuid, index))
             except MemberError as error:
@@ -292,13 +294,28 @@ class Adoption:
             outcome.adopted += 1
 
 
+def _settle_down(disk: MemberDisk, _cancel: Cancel) -> None:
+    """What an unclean stop left in the page cache must be on the disk before it counts."""
+    disk.sync_all()
+
+
 def _acted(act: Callable[[MemberDisk, Found], None], shard: Found, disk: MemberDisk, _cancel: Cancel) -> None:
     act(disk, shard)
+
+
+def _remove(disk: MemberDisk, shard: Found) -> None:
+    disk.unlink(shard.path)
+    disk.sync_folder(day_folder(shard.segment))
 
 
 def _set_aside(disk: MemberDisk, shard: Found, reason: str, now: str) -> None:
     quarantine(disk, shard.path, reason, now)
 
 
-def _look(folders: Iterable[str], disk: MemberDisk, _cancel: Cancel) -> list[tuple[UUID, int]]:
-    return shard_names(disk, folders)
+def _look(folders: Iterable[str], wanted: set[UUID], disk: MemberDisk, _cancel: Cancel) -> list[tuple[UUID, int]]:
+    """Shards of the wanted ids, made durable: their writer may have died before C1 ended, and what is then read well
+    from the page cache is gone after a power cut."""
+    names = [name for name in shard_names(disk, folders) if name[0] in wanted]
+    if names:
+        disk.sync_all()
+    return names

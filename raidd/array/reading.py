@@ -342,7 +342,7 @@ class Reader:
     def prefix(self, row: SegmentRow, indexes: Sequence[int], lane: Lane = "repair") -> Prefix:
         """One trusted prefix of the segment, for re-creating a sibling. Raises ImageUnreadable."""
         agreeing = self._agreeing(row, self._prefixes_of(row, indexes, lane, LAST_PATIENCE_S))
-        if len(agreeing) < min(row.placement.geometry.k, len(indexes)):
+        if not agreeing:
             raise ImageUnreadable(f"segment {row.segment}: the heads of its shards cannot be read")
         return agreeing[min(agreeing)]
 

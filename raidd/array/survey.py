@@ -8,9 +8,9 @@ else neither is served and both are named.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from uuid import UUID
@@ -45,6 +45,7 @@ class Found:
     member: UUID
     verdict: Verdict
     prefix: Prefix | None = None
+    bad_blocks: frozenset[int] = frozenset()  # of a torn one: which blocks contradict the table, or are not there
 
     @property
     def path(self) -> str:
@@ -54,16 +55,22 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Shards of one segment that agree: index → the first member found to hold it."""
+    """Shards of one segment that agree: index → the first member found to hold it. ``torn``: index → (member, bad
+    blocks), for those whose body is not whole: damage in different places leaves every block decodable."""
 
     manifest: Manifest
     prefix: Prefix
     holders: Mapping[int, UUID]
+    torn: Mapping[int, tuple[UUID, frozenset[int]]] = field(default_factory=dict)
 
     @property
     def exists(self) -> bool:
-        """C2, the first half: k or more."""
-        return len(self.holders) >= self.manifest.geometry.k
+        """C2, the first half: k or more can be read, or of every block k can."""
+        k, here = self.manifest.geometry.k, len(self.holders)
+        if here >= k or here + len(self.torn) < k:
+            return here >= k
+        bad = Counter(block for _member, blocks in self.torn.values() for block in blocks)
+        return here + len(self.torn) - max(bad.values(), default=0) >= k
 
 
 def inspect(disk: MemberDisk, segment: UUID, index: int, *, whole: bool) -> Found:
@@ -74,10 +81,13 @@ def inspect(disk: MemberDisk, segment: UUID, index: int, *, whole: bool) -> Foun
         head = prefix.head
         if head.segment != segment or head.index != index:
             raise ShardDamaged(f"{path}: its head names shard {head.index} of {head.segment}")
-        if disk.length(path) != head.file_length:
-            return Found(segment, index, disk.uuid, Verdict.TORN, prefix)
-        if whole and not body_is_good(disk, path, prefix):
-            return Found(segment, index, disk.uuid, Verdict.TORN, prefix)
+        length = disk.length(path)
+        if length > head.file_length:
+            raise ShardDamaged(f"{path}: {length} bytes, its head says {head.file_length}")
+        if whole or length < head.file_length:
+            bad = bad_blocks(disk, path, prefix)
+            if bad:
+                return Found(segment, index, disk.uuid, Verdict.TORN, prefix, bad)
         return Found(segment, index, disk.uuid, Verdict.GOOD, prefix)
     except ShardUnsupported:
         return Found(segment, index, disk.uuid, Verdict.UNSUPPORTED)
@@ -100,16 +110,19 @@ def read_prefix(disk: MemberDisk, path: str) -> Prefix:
     return prefix
 
 
-def body_is_good(disk: MemberDisk, path: str, prefix: Prefix) -> bool:
-    """Every block of the body against its CRC-32C, 4 MiB at a time."""
+def bad_blocks(disk: MemberDisk, path: str, prefix: Prefix) -> frozenset[int]:
+    """Blocks of the body that contradict their CRC-32C or are not there; 4 MiB are read at a time."""
     head = prefix.head
     step = 64 * head.block_size
+    bad: set[int] = set()
     for start in range(0, head.shard_length, step):
         wanted = min(step, head.shard_length - start)
+        first = start // head.block_size
         body = disk.read(path, head.body_offset + start, wanted)
-        if len(body) != wanted or damaged_blocks(prefix, body, start // head.block_size):
-            return False
-    return True
+        whole = body if len(body) == wanted else body[: len(body) // head.block_size * head.block_size]
+        bad |= set(damaged_blocks(prefix, whole, first)) if whole else set()
+        bad |= set(range(first + -(-len(whole) // head.block_size), first + -(-wanted // head.block_size)))
+    return frozenset(bad)
 
 
 def shard_names(disk: MemberDisk, folders: Iterable[str]) -> list[tuple[UUID, int]]:
@@ -183,10 +196,10 @@ def inspect_all(
 
 
 def groups(found: Iterable[Found]) -> list[Group]:
-    """The agreeing groups among good shards, largest first."""
+    """The agreeing groups, largest first."""
     piles: dict[Hashable, list[Found]] = defaultdict(list)
     for shard in found:
-        if shard.verdict == Verdict.GOOD and shard.prefix is not None:
+        if shard.verdict in (Verdict.GOOD, Verdict.TORN) and shard.prefix is not None:
             piles[shard.prefix.agreement()].append(shard)
     made = [_group(pile) for pile in piles.values()]
     return sorted(made, key=lambda group: -len(group.holders))
@@ -197,11 +210,14 @@ def _group(pile: list[Found]) -> Group:
     prefix = pile[0].prefix
     assert prefix is not None
     manifest = prefix.manifest()
+    torn: dict[int, tuple[UUID, frozenset[int]]] = {}
     for shard in pile:
+        if shard.verdict == Verdict.TORN:
+            torn[shard.index] = (shard.member, shard.bad_blocks)
         # where the manifest meant it to be wins over a copy that a rebuild left behind
-        if shard.index not in holders or manifest.members[shard.index] == shard.member:
+        elif shard.index not in holders or manifest.members[shard.index] == shard.member:
             holders[shard.index] = shard.member
-    return Group(manifest, prefix, holders)
+    return Group(manifest, prefix, holders, {i: t for i, t in torn.items() if i not in holders})
 
 
 def winner(candidates: list[Group], found: Iterable[Found], known: bool) -> Group | None:

@@ -25,12 +25,15 @@ from raidd.array.roster import LAST_RESORT, READABLE, WRITABLE, MemberState, Pre
 
 @dataclass(frozen=True, slots=True)
 class SegmentView:
-    """A segment as the catalog has it. ``absent``: excepted indexes; ``shard_length``: bytes of body a shard."""
+    """A segment as the catalog has it. ``absent``: excepted indexes; ``shard_length``: bytes of body a shard.
+
+    ``damaged``: those of the absent that are there, and whose good blocks may be needed when too few are whole."""
 
     segment: UUID
     placement: Placement
     absent: frozenset[int]
     shard_length: int
+    damaged: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +178,10 @@ def _sources(view: SegmentView, index: int, members: MembersView) -> tuple[tuple
         for i, member in enumerate(view.placement.members)
         if i not in view.absent and i != index and member in members.last_resort
     ]
+    readable = members.counted | members.last_resort
+    torn = [(i, view.placement.members[i]) for i in sorted(view.damaged) if view.placement.members[i] in readable]
+    if not itself and len(others) < view.placement.geometry.k:
+        others += torn  # block by block they may be enough
     if not itself and len(others) < view.placement.geometry.k:
         return ()
     return ((index, holder), *others) if itself else tuple(others)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from uuid import UUID
 
 from raidd.array.catalog import Catalog, SegmentRow
-from raidd.array.member_disk import MemberDisk, quarantine, write_durable
+from raidd.array.member_disk import MemberDisk, write_durable
 from raidd.array.members import Member
 from raidd.array.membership import Membership
 from raidd.array.reading import Reader, Span
@@ -78,7 +78,9 @@ class Rebuilder:
 
     def _view(self, row: SegmentRow) -> SegmentView:
         length = shard_length(row.payload_length, row.placement.geometry.k)
-        return SegmentView(row.segment, row.placement, frozenset(self._catalog.excepted(row.segment)), length)
+        excepted = self._catalog.excepted(row.segment)
+        damaged = frozenset(index for index, kind in excepted.items() if kind == "damaged")
+        return SegmentView(row.segment, row.placement, frozenset(excepted), length, damaged)
 
     def _members(self, row: SegmentRow) -> MembersView:
         """The members as they are now; for the shards of former members, the emptiest of the others adopt."""
@@ -97,8 +99,7 @@ class Rebuilder:
         left = [index for index in homes if index not in adopted]
         done = [(row.segment, index, homes[index].uuid) for index in adopted]
         if left:
-            sources = [i for i in range(row.placement.geometry.n) if i not in left]
-            sibling = self._reader.prefix(row, sources)
+            sibling = self._reader.prefix(row, range(row.placement.geometry.n))
             bodies = self._reader.verified_bodies(row, left, Span(0, length), lane="repair")
             for index in left:
                 if self._write(homes[index], row, reseal(sibling, index, bodies[index])):
@@ -151,12 +152,21 @@ class Rebuilder:
         try:
             write_durable(disk, temporary, path, [shard.prefix, shard.body], cancel)
         except MemberConflict:
-            quarantine(
-                disk, path, "its bytes contradict the segment's checksums; re-created from the others", self._now()
-            )
-            disk.unlink(temporary)
-            write_durable(disk, temporary, path, [shard.prefix, shard.body], cancel)
+            # Whole in one step: good blocks of the damaged one may be what the segment hangs on until this is durable.
+            self._keep_copy(disk, path)
+            disk.replace(path, b"".join((shard.prefix, shard.body)))
         self._prove(disk, path, shard)
+
+    def _keep_copy(self, disk: MemberDisk, path: str) -> None:
+        """A copy of the damaged shard goes to quarantine, as far as it can be read."""
+        moment = self._now()
+        name = f"quarantine/{path.rpartition('/')[2]}.{moment.replace(':', '')}"
+        reason = f"{moment}\n{path}\nits bytes contradict the segment's checksums; re-created from the others\n"
+        try:
+            disk.replace(name, disk.read(path))
+        except MemberFaulty as error:
+            reason += f"it could not be copied: {error.message}\n"
+        disk.replace(f"{name}.reason.txt", reason.encode())
 
     def _prove(self, disk: MemberDisk, path: str, shard: SealedShard) -> None:
         """Read back what was written: a rebuild is the one time that nothing else would notice."""

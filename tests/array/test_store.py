@@ -203,3 +203,20 @@ def test_a_catalog_from_a_backup_is_set_aside_and_made_again(array: SmallArray) 
     for number in range(3):
         assert array.read(f"2.{number}") == bytes([number]) * 100
     assert list(array.state_dir.glob("*.aside"))
+
+
+def test_scattered_damage_in_every_shard_is_still_decoded_after_the_catalog_is_lost(array: SmallArray) -> None:
+    """Each shard has one bad block, each in another column: no shard is whole, yet of every block five are good."""
+    big = {"6.6.6": Random(6).randbytes(6 * 4 * 65536)}
+    receipt = array.put(big)
+    row = array.catalog.segment(receipt.segment)
+    assert row is not None
+    for index, uuid in enumerate(row.placement.members):
+        disk = next(d for d in array.memory if d.uuid == uuid)
+        path = next(name for name in disk.files() if str(receipt.segment) in name)
+        disk.flip(path, row.body_offset + index * 65536 + 7)
+    array.lose_catalog()
+    assert array.read("6.6.6") == big["6.6.6"]
+    array.repair_all()
+    assert array.catalog.counts().absent_shards == 0
+    assert array.read("6.6.6") == big["6.6.6"]
