@@ -214,6 +214,7 @@ class Database:
         """CatalogUnusable: corrupt, newer, another array's or not a catalog. StateDirFaulty: the disk."""
         with translated():
             created = not path.exists()
+            _refuse_stranger(path)
             database = cls(path, _writer_engine(path), _reader_engine(path))
         try:
             with translated():
@@ -288,6 +289,19 @@ class Database:
             self._broken = self._broken or StateDirFaulty("the catalog is closed")
             self._writer.close()
             self._engine.dispose()
+
+
+def _refuse_stranger(path: Path) -> None:
+    """Leave another program's database as it is: opening it would already switch it to WAL.
+
+    The id stands at byte 68 of the file (SQLite, "Database File Format", 1.3); with a WAL beside it the WAL may know
+    better, and it is asked for after opening."""
+    if not path.exists() or Path(f"{path}-wal").exists():
+        return
+    with path.open("rb") as file:
+        header = file.read(100)
+    if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
+        raise CatalogUnusable(f"{path} is not a catalog")
 
 
 def integrity_faults(connection: Connection, limit: int = 100) -> list[str]:
