@@ -16,7 +16,7 @@ SHARE = {"low": 0.25, "normal": 0.5, "high": 1.0, "pause": 0.0}
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """``floor_mib_s``: never slower than this while busy; ``rate_mib_s``: never faster, 0 = no cap."""
+    """``floor_mib_s``: never slower than this while busy, 0 = no floor; ``rate_mib_s``: never faster, 0 = no cap."""
 
     priority: Priority
     floor_mib_s: float
@@ -27,7 +27,8 @@ class Pace:
         rest = 0.0
         if busy and SHARE[self.priority] > 0:
             rest = took_s * (1 / SHARE[self.priority] - 1)
-            rest = min(rest, max(0.0, done / (self.floor_mib_s * MIB) - took_s))
+            if self.floor_mib_s > 0:
+                rest = min(rest, max(0.0, done / (self.floor_mib_s * MIB) - took_s))
         if self.rate_mib_s > 0:
             rest = max(rest, done / (self.rate_mib_s * MIB) - took_s)
         return max(0.0, rest)
