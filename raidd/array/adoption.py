@@ -42,7 +42,7 @@ from raidd.array.survey import (
 from raidd.array.worker import Cancel
 from raidd.codec.manifest import Manifest, ManifestImage
 from raidd.codec.shard import day_folder
-from raidd.errors import MemberError
+from raidd.errors import MemberError, ShardDamaged
 
 LOG = logging.getLogger(__name__)
 NEWEST_READ_WHOLE = 64
@@ -141,33 +141,32 @@ class Adoption:
         candidates = groups(found)
         chosen = winner(candidates, found, known=False)
         if chosen is not None:
-            self._exists(segment, chosen, found, outcome)
+            self._exists(segment, chosen, found, everyone, outcome)
         elif any(group.exists for group in candidates):
             self._on_event("segment-disputed", "critical", f"two groups of shards claim to be segment {segment}", [])
             outcome.unreadable += 1
         else:
             self._incomplete(segment, found, everyone, outcome)
 
-    def _exists(self, segment: UUID, group: Group, found: list[Found], outcome: Settled) -> None:
-        if self._catalog.barred(group.manifest):
-            self._clear(segment, found, outcome)  # purged, or replaced by a segment that exists
+    def _exists(self, segment: UUID, group: Group, found: list[Found], everyone: bool, outcome: Settled) -> None:
+        barred = self._catalog.barred(group.manifest)  # purged, or replaced by a segment that exists
+        images = group.manifest.images
+        if barred or (images and all(self._safe_elsewhere(image, segment) for image in images)):
+            self._clear(segment, found, everyone or not self._names_away(group.manifest), outcome)
             return
-        if group.manifest.images and all(self._safe_elsewhere(image, segment) for image in group.manifest.images):
-            self._clear(segment, found, outcome)
-            return
-        self.adopt(group, found)
-        outcome.adopted += 1
+        outcome.adopted += self.adopt([(group, found)])
 
     def _incomplete(self, segment: UUID, found: list[Found], everyone: bool, outcome: Settled) -> None:
         manifest = next((shard.prefix.manifest() for shard in found if shard.prefix is not None), None)
+        complete = everyone or (manifest is not None and not self._names_away(manifest))
         if manifest is None:
-            if everyone:
-                self._clear(segment, found, outcome)
+            if complete:
+                self._clear(segment, found, complete, outcome)
             else:
                 outcome.kept += 1
         elif self._catalog.barred(manifest) or all(self._recoverable(i, segment) for i in manifest.images):
-            self._clear(segment, found, outcome)
-        elif not everyone and self._names_away(manifest):
+            self._clear(segment, found, complete, outcome)
+        elif not complete:
             outcome.kept += 1
         else:
             self._quarantine(segment, found, outcome)
@@ -192,11 +191,14 @@ class Adoption:
                 return True
         return False
 
-    def _clear(self, segment: UUID, found: Iterable[Found], outcome: Settled) -> None:
-        """An id is given up only when no power cut can bring a shard of it back: then nobody would look for it."""
-        if self._on_each(found, _remove):
+    def _clear(self, segment: UUID, found: Iterable[Found], complete: bool, outcome: Settled) -> None:
+        """Take its shards away. Its id is given up only when none can be left on a member that is away (``complete``)
+        and no power cut can bring one back: after that nobody would look for them."""
+        if not self._on_each(found, _remove):
+            return
+        if complete:
             self._catalog.release([segment])
-            outcome.cleared += 1
+        outcome.cleared += 1
 
     def _quarantine(self, segment: UUID, found: list[Found], outcome: Settled) -> None:
         reason = f"fewer shards of segment {segment} than needed were found, and its images are not known elsewhere"
@@ -219,19 +221,30 @@ class Adoption:
                 done = False
         return done
 
-    def adopt(self, group: Group, found: Iterable[Found]) -> None:
-        """Take a segment that exists into the catalog, with what is absent or torn as exceptions."""
-        manifest, indexes = group.manifest, range(group.manifest.geometry.n)
-        torn = {index: member for index, (member, _bad) in group.torn.items()}
-        holders = tuple(group.holders.get(i) or torn.get(i) or manifest.members[i] for i in indexes)
-        absent = frozenset(indexes) - set(group.holders)
-        new = NewSegment(manifest, group.prefix.head.body_offset, Placement(manifest.geometry, holders), absent)
-        self._catalog.adopt(new, now=self._now())
-        damaged = {s.index for s in found if s.verdict in (Verdict.TORN, Verdict.DAMAGED)} & absent
+    def adopt(self, pairs: Sequence[tuple[Group, Sequence[Found]]]) -> int:
+        """Take segments that exist into the catalog, with what is absent or torn as exceptions; how many it took.
+
+        One whose manifest contradicts what is known is left alone, and named."""
+        news = [_new_segment(group) for group, _found in pairs]
+        try:
+            self._catalog.adopt_many(news, now=self._now())
+        except ShardDamaged as error:
+            if len(pairs) > 1:
+                return sum(self.adopt([pair]) for pair in pairs)
+            segment = news[0].manifest.segment
+            self._on_event("segment-disputed", "critical", f"segment {segment}: {error.message}", [str(segment)])
+            self._catalog.keep_reserved([segment])
+            return 0
+        for new, (_group, found) in zip(news, pairs, strict=True):
+            self._note_absent(new, found)
+        return len(news)
+
+    def _note_absent(self, new: NewSegment, found: Sequence[Found]) -> None:
+        damaged = {s.index for s in found if s.verdict in (Verdict.TORN, Verdict.DAMAGED)} & new.absent
         for index in sorted(damaged):
-            self._catalog.mark(manifest.segment, index, "damaged")  # there, and its good blocks may be needed
-        if absent:
-            self._on_absent(manifest.segment)
+            self._catalog.mark(new.manifest.segment, index, "damaged")  # there, and its good blocks may be needed
+        if new.absent:
+            self._on_absent(new.manifest.segment)
 
     # -- the whole catalog ------------------------------------------------------------------------------
 
@@ -277,21 +290,36 @@ class Adoption:
             for member, index in holders:
                 names[member].append((segment, index))
         found = inspect_all(names, members, whole=whole)
-        for segment in sorted(where):
-            self._reindex_one(segment, found.get(segment, []), outcome)
+        chosen = [self._choose(segment, found.get(segment, []), outcome) for segment in sorted(where)]
+        outcome.adopted += self.adopt([pair for pair in chosen if pair is not None])
 
-    def _reindex_one(self, segment: UUID, found: list[Found], outcome: Settled) -> None:
-        candidates = groups(found)
-        chosen = winner(candidates, found, known=False)
+    def _choose(self, segment: UUID, found: list[Found], outcome: Settled) -> tuple[Group, list[Found]] | None:
+        """The group that is the segment, if it is to be adopted; others are looked for at each start."""
+        chosen = winner(groups(found), found, known=False)
         if chosen is None:
             outcome.unreadable += 1
-            self._catalog.keep_reserved([segment])
         elif self._catalog.barred(chosen.manifest):
-            outcome.kept += 1
-            self._catalog.keep_reserved([segment])  # purged or replaced: settling takes its shards away
+            outcome.kept += 1  # purged or replaced: settling takes its shards away
         else:
-            self.adopt(chosen, found)
-            outcome.adopted += 1
+            return chosen, found
+        self._catalog.keep_reserved([segment])
+        return None
+
+
+def _new_segment(group: Group) -> NewSegment:
+    """Where each shard is; one found nowhere is expected where the manifest meant it, or where no other is."""
+    manifest, indexes = group.manifest, range(group.manifest.geometry.n)
+    torn = {index: member for index, (member, _bad) in group.torn.items()}
+    members = [group.holders.get(index) or torn.get(index) for index in indexes]
+    free = [member for member in manifest.members if member not in members]
+    for index in indexes:
+        if members[index] is None:
+            meant = manifest.members[index]
+            members[index] = meant if meant in free else free[0]
+            free.remove(members[index])  # type: ignore[arg-type]
+    placed = tuple(member for member in members if member is not None)
+    placement = Placement(manifest.geometry, placed)
+    return NewSegment(manifest, group.prefix.head.body_offset, placement, frozenset(indexes) - set(group.holders))
 
 
 def _settle_down(disk: MemberDisk, _cancel: Cancel) -> None:

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Literal, TypeVar
 from uuid import UUID
 
+from raidd.array.journal import JournalDamaged
 from raidd.array.member_disk import FileNotThere, MemberDisk, Space
 from raidd.array.roster import Presence
 from raidd.array.worker import Cancel, Operation, Worker
@@ -32,7 +33,7 @@ from raidd.errors import (
 Result = TypeVar("Result")
 Lane = Literal["write", "read", "repair", "probe"]
 LANES: tuple[Lane, ...] = ("write", "read", "repair", "probe")
-HARMLESS = (FileNotThere, MemberConflict, MemberFull)
+HARMLESS = (FileNotThere, JournalDamaged, MemberConflict, MemberFull)
 """Errors that say something about a file or about room, not about the disk."""
 
 

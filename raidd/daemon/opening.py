@@ -20,7 +20,7 @@ from uuid import UUID
 from raidd.array.adoption import Adoption
 from raidd.array.catalog import Catalog
 from raidd.array.discovery import Sighting, discover, newest_segment
-from raidd.array.journal import JournalEntry, read_replica, replica_head
+from raidd.array.journal import longest, read_replica, replica_head
 from raidd.array.label import Label, choose_roster
 from raidd.array.local_disk import LocalDisk, member_folder
 from raidd.array.lock import ArrayLock
@@ -239,18 +239,16 @@ def _behind(catalog: Catalog, members: Iterable[Member]) -> str:
 
 
 def restore_journal(catalog: Catalog, members: Iterable[Member]) -> None:
-    """The longest journal that a member holds becomes the new catalog's."""
-    best: list[JournalEntry] = []
+    """The longest journal that a member holds becomes the new catalog's; what only other branches tell is kept too."""
+    replicas = []
     for member in members:
         if member.present:
             try:
-                found = member.call("probe", lambda disk, _c: read_replica(disk))
-            except MemberError:
-                continue
-            if len(found) > len(best):
-                best = found
-    if best:
-        catalog.restore_journal(best)
+                replicas.append(member.call("probe", lambda disk, _c: read_replica(disk)))
+            except MemberError as error:
+                LOG.warning("%s: %s", member.path, error.message)
+    best, strays = longest(replicas)
+    catalog.restore_journal(best, strays, now_text())
 
 
 def rebuild_catalog(
