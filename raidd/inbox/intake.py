@@ -139,7 +139,7 @@ class OpenImage:
             offset += len(piece)
 
     def confirm(self) -> None:
-        """Raise NotTaken(CHANGED) unless the file is still as it was offered; called after the last byte was read."""
+        """Raise NotTaken(CHANGED) unless the file is still as it was offered (also no longer); after the last byte."""
         if not Observation.of(os.fstat(self._descriptor)).same_content(self.offer.observed):
             raise NotTaken(Hindrance.CHANGED, f"{self.offer.source} changed while it was read")
 

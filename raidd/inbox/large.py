@@ -18,7 +18,7 @@ from uuid import UUID
 from raidd.codec.geometry import PAYLOAD_TARGET
 from raidd.codec.manifest import ManifestImage
 from raidd.dicom.header import Header
-from raidd.inbox.intake import Hindrance, NotTaken, Offer, OpenImage
+from raidd.inbox.intake import Offer, OpenImage
 
 if TYPE_CHECKING:
     from raidd.array.catalog_rows import ImageRow
@@ -68,7 +68,7 @@ class LargeImage:
         self.position += len(buffer)
         self._digests[self.position] = digest
         if self.at_end:
-            self._confirm()
+            self.source.confirm()
         return ManifestImage(
             image=self.image,
             sop_instance_uid=self.header.sop_instance_uid,
@@ -83,11 +83,6 @@ class LargeImage:
             source=self.offer.source,
             identity=self.header.identity.to_json(),
         )
-
-    def _confirm(self) -> None:
-        if self.source.some(self.source.size, 1):
-            raise NotTaken(Hindrance.CHANGED, f"{self.offer.source} grew while it was read")
-        self.source.confirm()
 
     def secure(self, position: int) -> None:
         """Everything before ``position`` is durable now."""

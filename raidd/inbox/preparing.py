@@ -21,7 +21,7 @@ from raidd.inbox.drafting import Batch, Entry
 from raidd.inbox.duplicates import Acknowledge, Newcomer, StoreIt, meet
 from raidd.inbox.endings import Endings, timestamp
 from raidd.inbox.examine import Later, Refusal, examine, refused_unread
-from raidd.inbox.intake import Hindrance, NotTaken, Offer, OpenImage, Owed
+from raidd.inbox.intake import NotTaken, Offer, OpenImage, Owed
 from raidd.inbox.large import PART_SIZE, LargeImage
 from raidd.inbox.sink import Sink
 from raidd.inbox.watch import Watcher
@@ -192,8 +192,6 @@ class Preparer:
         try:
             with OpenImage(offer) as image:
                 image.read_into(view)
-                if image.some(size, 1):
-                    raise NotTaken(Hindrance.CHANGED, f"{offer.source} grew while it was read")
                 image.confirm()
         except NotTaken as hindrance:
             self._endings.hindered(offer, hindrance)

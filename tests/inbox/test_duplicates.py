@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,15 @@ def test_a_duplicate_whose_stored_copy_is_damaged_is_stored_again_as_the_same_ve
     yard.settle()
     assert yard.sink.content("1.2.3") == dicom("1.2.3")
     assert [row.version for row in yard.sink.images()] == [1]
+    assert len(yard.sink.commits) == 2
+    assert counts(yard) == (2, 0)
+
+
+def test_a_duplicate_whose_stored_copy_reads_back_differently_is_stored_again(yard: Yard) -> None:
+    lying = yard.sink.commits[0]
+    yard.sink.commits[0] = replace(lying, payload=lying.payload[:-1] + b"?")
+    yard.drop("again.dcm", dicom("1.2.3"))
+    yard.settle()
     assert len(yard.sink.commits) == 2
     assert counts(yard) == (2, 0)
 

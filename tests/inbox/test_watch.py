@@ -252,6 +252,22 @@ def test_files_beyond_the_table_are_counted_and_taken_later(tmp_path: Path) -> N
     assert yard.left() == []
 
 
+def test_a_file_put_back_while_a_scan_passed_by_is_not_forgotten(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (inbox / "a.dcm").write_bytes(dicom())
+    watcher = Watcher((inbox_root(inbox),), 0.0)
+    watcher.scan_once()
+    offer = watcher.take()
+    assert offer is not None
+
+    def sees_it_under_its_dot_name_only(*_: object) -> Iterator[object]:
+        watcher.again(offer)
+        return iter(())
+
+    monkeypatch.setattr("raidd.inbox.watch.walk", sees_it_under_its_dot_name_only)
+    assert watcher.scan_once().waiting == 1
+    assert watcher.take() is not None
+
+
 def test_hints_about_what_is_not_ours_to_take_are_dropped(inbox: Path) -> None:
     root: Root = inbox_root(inbox)
     watcher = Watcher((root,), 1.0)
