@@ -36,8 +36,8 @@ from raidd.codec.erasure import Buffer, erasure
 from raidd.codec.geometry import ALIGNMENT, WIDTH_LIMIT, Geometry
 from raidd.codec.manifest import Manifest, ManifestImage
 from raidd.codec.segment import SealedShard, data_bodies, seal
-from raidd.codec.shard import shard_path
-from raidd.errors import ArrayFull, ArrayUnwritable, MemberAway, MemberError, RaiddError
+from raidd.codec.shard import day_folder, shard_path
+from raidd.errors import ArrayFull, ArrayUnwritable, MemberAway, MemberError, RaiddError, RequestRefused
 
 LAGGARD_S, LAGGARD_FACTOR = 1.0, 4.0
 """How long a batch that is safe waits for the rest: max(1 s, 4 x the median of those that are done)."""
@@ -114,7 +114,7 @@ class Committer:
         replaced = self._replaced(replaces)
         try:
             attempt = self._write_until_safe(payload, images, list(replaces), given_up)
-            receipt = self._acknowledge(attempt)
+            receipt = self._acknowledge(attempt, given_up)
             for row in replaced:
                 self._take_away(row)
         finally:
@@ -241,11 +241,15 @@ class Committer:
 
     # -- C4 ---------------------------------------------------------------------------------------------
 
-    def _acknowledge(self, attempt: Attempt) -> Receipt:
+    def _acknowledge(self, attempt: Attempt, given_up: list[Attempt]) -> Receipt:
         geometry = attempt.placement.geometry
         absent = frozenset(range(geometry.n)) - attempt.durable
         new = NewSegment(attempt.manifest, attempt.body_offset, attempt.placement, absent)
-        self._catalog.commit(new, now=self._now(), now_ms=self._now_ms(), random=self._random)
+        try:
+            self._catalog.commit(new, now=self._now(), now_ms=self._now_ms(), random=self._random)
+        except RequestRefused as error:  # a purge or a newer segment overtook it: nothing was changed
+            given_up.append(attempt)
+            raise ArrayUnwritable(f"{error.message}; the batch is written again") from error
         if absent:
             self._on_absent(attempt.segment)
         return Receipt(attempt.segment, len(attempt.durable) >= geometry.k + 1)
@@ -286,6 +290,7 @@ class Committer:
         def unlink(disk: MemberDisk, _cancel: Cancel) -> None:
             disk.unlink(temporary_path(segment, index))
             disk.unlink(shard_path(segment, index))
+            disk.sync_folder(day_folder(segment))  # before its id is given up: a power cut must not bring it back
             self._strike(segment, index, ledger, gone=True)
 
         try:
