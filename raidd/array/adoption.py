@@ -341,9 +341,10 @@ def _set_aside(disk: MemberDisk, shard: Found, reason: str, now: str) -> None:
 
 
 def _look(folders: Iterable[str], wanted: set[UUID], disk: MemberDisk, _cancel: Cancel) -> list[tuple[UUID, int]]:
-    """Shards of the wanted ids, made durable: their writer may have died before C1 ended, and what is then read well
-    from the page cache is gone after a power cut."""
-    names = [name for name in shard_names(disk, folders) if name[0] in wanted]
-    if names:
+    """Shards of the wanted ids, and all of it durable, what is there and what is not: whoever wrote or unlinked may
+    have died before it was, and a power cut would then undo what is concluded from the page cache."""
+    if wanted:
         disk.sync_all()
-    return names
+    return [name for name in shard_names(disk, folders) if name[0] in wanted]
+
+
