@@ -343,8 +343,7 @@ def _set_aside(disk: MemberDisk, shard: Found, reason: str, now: str) -> None:
 def _look(folders: Iterable[str], wanted: set[UUID], disk: MemberDisk, _cancel: Cancel) -> list[tuple[UUID, int]]:
     """Shards of the wanted ids, and all of it durable, what is there and what is not: whoever wrote or unlinked may
     have died before it was, and a power cut would then undo what is concluded from the page cache."""
+    names = [name for name in shard_names(disk, folders) if name[0] in wanted]
     if wanted:
         disk.sync_all()
-    return [name for name in shard_names(disk, folders) if name[0] in wanted]
-
-
+    return names
