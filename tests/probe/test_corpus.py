@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pydicom
@@ -213,7 +214,7 @@ def _assert_all_read_back(taken: Taken) -> None:
 
 
 def _digest(asking: httpx.Client, row: dict[str, Any]) -> str:
-    path = api.IMAGE_CONTENT.format(uid=row["sop_instance_uid"])
+    path = api.IMAGE_CONTENT.format(uid=quote(row["sop_instance_uid"], safe=""))
     with asking.stream("GET", path, params={"version": row["version"]}) as reply:
         reply.raise_for_status()
         digest = hashlib.sha256()

@@ -27,6 +27,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from urllib.request import urlopen
 
 import httpx
@@ -306,7 +307,7 @@ class RealDaemon:
     def read(self, uid: str, version: int | None = None) -> bytes:
         """An image's bytes. httpx.HTTPError if it is not given whole."""
         with self.http() as asking:
-            return _content(asking, uid, version)
+            return content(asking, uid, version)
 
     def assert_reads_back(self, deliveries: Iterable[Delivery]) -> None:
         """Each is listed exactly once and comes back with the digest it was dropped with."""
@@ -317,7 +318,7 @@ class RealDaemon:
             for one in deliveries:
                 found = rows.get(one.sha256, [])
                 assert len(found) == 1, f"{one} is listed {len(found)} times"
-                data = _content(asking, found[0]["sop_instance_uid"], found[0]["version"])
+                data = content(asking, found[0]["sop_instance_uid"], found[0]["version"])
                 assert hashlib.sha256(data).hexdigest() == one.sha256, f"{one} reads back as other bytes"
 
     def until(self, reached: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
@@ -383,9 +384,10 @@ def process_state(pid: int) -> str:
         return ""
 
 
-def _content(asking: httpx.Client, uid: str, version: int | None) -> bytes:
+def content(asking: httpx.Client, uid: str, version: int | None = None) -> bytes:
+    """An image's bytes over an open client."""
     params = {} if version is None else {"version": version}
-    return asking.get(api.IMAGE_CONTENT.format(uid=uid), params=params).raise_for_status().content
+    return asking.get(api.IMAGE_CONTENT.format(uid=quote(uid, safe="")), params=params).raise_for_status().content
 
 
 def _sample_name(name: str, labels: Mapping[str, str]) -> str:
