@@ -36,6 +36,9 @@ LANES: tuple[Lane, ...] = ("write", "read", "repair", "probe")
 HARMLESS = (FileNotThere, JournalDamaged, MemberConflict, MemberFull)
 """Errors that say something about a file or about room, not about the disk."""
 
+NOT_FOUND = "not found at the start"
+"""Why a member is away until the probe has looked and knows better."""
+
 
 class Member:
     """One member. ``on_change`` is called, without a lock held, after it left or arrived."""
@@ -123,8 +126,15 @@ class Member:
     def still_away(self, reason: str) -> None:
         """The probe looked again; what it found is a better reason than the first, if that was only a start's."""
         with self._lock:
-            if not self._presence.present and not self._presence.reason:
+            if not self._presence.present and self._presence.reason in ("", NOT_FOUND):
                 self._presence = Presence(False, reason, self._presence.since)
+
+    def put_online(self) -> None:
+        """The operator wants it used again: errors are counted anew, and why it was let alone is no reason any more."""
+        with self._lock:
+            self.errors = 0
+            if not self._presence.present:
+                self._presence = Presence(False, "", self._presence.since)
 
     def arrive(self) -> None:
         """The probe found it well."""

@@ -1,14 +1,15 @@
 """The object graph: every part made once and tied to the others, here and nowhere else.
 
-`build` takes an open array (opening.py) and gives the running parts; it starts no thread. What loops is listed in
-`Daemon.loops`: the supervisor gives each a thread. What happens when a member leaves or comes back is told in one
-place, `_member_changed` and `welcome_once`.
+`build_array` takes an open array (opening.py) and gives the running parts; it starts no thread. What loops is listed in
+`Daemon._start` (main.py): the supervisor gives each a thread. What happens when a member leaves or comes back is told
+in one place, `_member_changed` and `welcome_once`.
 """
 
 from __future__ import annotations
 
 import logging
 import queue
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from raidd.array.member_disk import MemberDisk
 from raidd.array.members import Member
 from raidd.array.reading import Damage, Reader
 from raidd.array.replication import Replicator
+from raidd.array.roster import MemberState
 from raidd.array.store import Store
 from raidd.config import Config
-from raidd.daemon.opening import Opened, lock_disk, now_ms, now_text, rebuild_catalog
+from raidd.daemon.opening import NOT_KEPT_OPEN, Opened, lock_disk, now_ms, now_text, rebuild_catalog
 from raidd.daemon.papers import papers
 from raidd.errors import MemberAway, MemberError
 from raidd.health.probe import Probe
@@ -37,6 +39,8 @@ LOG = logging.getLogger(__name__)
 BUSY_S = 2.0
 """Images came in within this time: repairs keep to their pace."""
 FIND_S = 3.0
+MEND_S = 5.0
+"""How long a start mends what can be mended at once, before images are taken in."""
 NEWCOMER = "a newcomer"
 
 Event = Callable[[str, str, str, Sequence[str]], None]
@@ -125,8 +129,18 @@ def make_whole(array: Array, progress: Callable[[int, int], None] = lambda _done
         LOG.warning("leftovers of the last run: %s", settled)
     for member in array.opened.membership.present_members():
         array.repairs.note_member(member.uuid)
+    until = time.monotonic() + MEND_S
     for segment in array.repairs.due():
+        if time.monotonic() >= until:
+            return  # images wait for this; the repairs' own thread goes on with the rest
         try_repair(array.rebuilder, segment)
+
+
+def tell_absent(array: Array, event: Event) -> None:
+    """At a start: who was not found. Those taken offline are where they should be."""
+    for member in array.opened.membership.members():
+        if array.opened.membership.state(member.uuid) == MemberState.MISSING:
+            _tell_away(array, member, event)
 
 
 def _member_changed(array: Array, member: Member, event: Event) -> None:
@@ -137,11 +151,16 @@ def _member_changed(array: Array, member: Member, event: Event) -> None:
             event("member-back", "info", f"{slot} ({member.path}) is back", [str(member.uuid)])
         array.arrived.put(member)
         return
-    event("member-away", "warning", f"{slot} ({member.path}): {member.presence.reason}", [str(member.uuid)])
+    _tell_away(array, member, event)
     try:
         member.submit("probe", lambda disk, _c: unlock_disk(array.opened, disk))
     except MemberError:
         return
+
+
+def _tell_away(array: Array, member: Member, event: Event) -> None:
+    message = f"{_slot(array, member)} ({member.path}): {member.presence.reason}"
+    event("member-away", "warning", message, [str(member.uuid)])
 
 
 def unlock_disk(opened: Opened, disk: MemberDisk) -> None:
@@ -181,10 +200,16 @@ def make_probe(array: Array) -> Probe:
     return Probe(
         opened.membership,
         open_disk=lambda member: find_again(opened.config, member),
-        lock=lambda disk: lock_disk(opened.locks, disk),
+        lock=lambda disk: _lock(opened, disk),
         filesystem_of=lambda disk: filesystem(disk.path),
         recent_write_s=opened.config.health.probe_interval_s,
     )
+
+
+def _lock(opened: Opened, disk: MemberDisk) -> None:
+    """On the member's own thread. A failed member comes back unlocked: it may be taken out at any time."""
+    if opened.membership.state(disk.uuid) not in NOT_KEPT_OPEN:
+        lock_disk(opened.locks, disk)
 
 
 def find_again(config: Config, member: Member) -> MemberDisk:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from random import Random, SystemRandom
 from uuid import UUID
 
@@ -25,9 +26,9 @@ from raidd.array.label import Label, choose_roster
 from raidd.array.local_disk import LocalDisk, member_folder
 from raidd.array.lock import ArrayLock
 from raidd.array.member_disk import MemberDisk
-from raidd.array.members import Member
+from raidd.array.members import NOT_FOUND, Member
 from raidd.array.membership import Membership
-from raidd.array.roster import MemberState, Roster
+from raidd.array.roster import MemberState, Roster, RosterEntry
 from raidd.array.state_file import Remembered, StateFile
 from raidd.array.worker import Cancel, Cancelled, wait_all
 from raidd.config import Config
@@ -36,6 +37,9 @@ from raidd.errors import CatalogUnusable, LabelInvalid, MemberError, RequestUnkn
 LOG = logging.getLogger(__name__)
 LOOK_S = 4.0
 """How long a start waits for a disk: the socket has to answer. One that is slower is away until the probe finds it."""
+NOT_KEPT_OPEN = frozenset({MemberState.FAILED, MemberState.OFFLINE})
+"""No lock is held on these: the operator may unmount them at any time (design, section 7)."""
+TAKEN_OFFLINE = "taken offline by the operator"
 
 
 @dataclass(slots=True)
@@ -95,6 +99,8 @@ def open_array(
     ``fresh_catalog``: a reason to make the catalog again whatever it looks like. Raises ArrayLocked, LabelForked,
     LabelInvalid, RequestUnknown (no array here)."""
     state_dir = config.raidd.state_dir
+    if not _exists(state_dir):
+        raise _no_array(state_dir)
     locks = Locks()
     locks.take(str(state_dir))
     try:
@@ -112,13 +118,13 @@ def _open_locked(
     roster: Roster | None,
     fresh_catalog: str,
 ) -> Opened:
-    remembered = _remembered(state_file, roster)
+    remembered = _remembered(config.raidd.state_dir, state_file, roster)
     if sightings is None:
         places = [(path, uuid) for uuid, path in remembered.paths.items()]
         sightings = discover(places, min(LOOK_S, config.health.deadline_s))
     chosen = choose_roster(_labels(remembered.roster.array, sightings), remembered=remembered.roster)
-    members = [_member(e.member, remembered.paths, sightings, config) for e in chosen.entries if _used(e.state)]
-    _lock_members(members, locks)
+    members = [_member(e, remembered.paths, sightings, config) for e in chosen.entries if _used(e.state)]
+    _lock_members([m for m in members if chosen.entry(m.uuid).state not in NOT_KEPT_OPEN], locks)
     catalog, because = _open_catalog(config, chosen, members, fresh_catalog)
     membership = Membership(
         catalog,
@@ -132,17 +138,31 @@ def _open_locked(
     return Opened(config, locks, catalog, membership, because, SystemRandom())
 
 
-def _remembered(state_file: StateFile, roster: Roster | None) -> Remembered:
+def _remembered(state_dir: Path, state_file: StateFile, roster: Roster | None) -> Remembered:
     known = state_file.load()
     if roster is not None:
         paths = known.paths if known is not None and known.roster.array == roster.array else {}
         return Remembered(roster, paths)
     if known is None:
-        raise RequestUnknown(
-            "no array is known on this machine",
-            next_step="A new array: raidctl init --name NAME MOUNT…; one whose disks are here: raidctl assemble MOUNT…",
-        )
+        raise _no_array(state_dir)
     return known
+
+
+def _exists(folder: Path) -> bool:
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # taking its lock says what is wrong with it
+    return True
+
+
+def _no_array(state_dir: Path) -> RequestUnknown:
+    return RequestUnknown(
+        f"no array is known on this machine (state_dir is {state_dir})",
+        next_step="A new array: raidctl init --name NAME MOUNT…; one whose disks are here: raidctl assemble MOUNT…",
+    )
 
 
 def _used(state: MemberState) -> bool:
@@ -157,16 +177,19 @@ def _labels(array: UUID, sightings: Iterable[Sighting]) -> list[Label]:
     return [s.label for s in sightings if s.label is not None and s.label.roster.array == array]
 
 
-def _member(uuid: UUID, paths: Mapping[UUID, str], sightings: Iterable[Sighting], config: Config) -> Member:
-    """A member at run time: present when it was seen with a good label of this array."""
-    seen = next((s for s in sightings if s.uuid == uuid and s.label is not None), None)
-    path = seen.path if seen is not None else paths.get(uuid, "")
+def _member(entry: RosterEntry, paths: Mapping[UUID, str], sightings: Iterable[Sighting], config: Config) -> Member:
+    """A member at run time: present when it was seen with a good label of this array and may be touched."""
+    seen = next((s for s in sightings if s.uuid == entry.member and s.label is not None), None)
+    path = seen.path if seen is not None else paths.get(entry.member, "")
+    reason = "" if seen is not None else NOT_FOUND
+    if entry.state == MemberState.OFFLINE:
+        reason = TAKEN_OFFLINE
     return Member(
-        LocalDisk(path, uuid),
+        LocalDisk(path, entry.member),
         deadline_s=config.health.deadline_s,
         clock=time.monotonic,
-        present=seen is not None,
-        reason="" if seen is not None else "not found at the start",
+        present=not reason,
+        reason=reason,
     )
 
 
