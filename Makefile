@@ -2,12 +2,14 @@
 #
 #   make PYTHON=/usr/bin/python3.12 test     with another Python (3.11 or newer)
 #   make N=20000 simulate                    more rounds
+#   make KILL="0 5" demo                     other disks die
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 N      ?= 1000
 ROUNDS ?= 20
+KILL   ?= 1 4
 
 # What the tests use of Debian: real file systems, loop devices, DICOM tools of others.
 PACKAGES := xfsprogs btrfs-progs e2fsprogs util-linux dcmtk python3-venv
@@ -21,13 +23,23 @@ help: ## this list
 
 venv: $(VENV)/.ready ## .venv with raidd and all that its tests need
 
-# The first thing that is missing is named, with what to do about it, before anything is made.
-$(VENV)/.ready: pyproject.toml
+# Nothing is left outside .venv: no download cache; and the demo's bytecode goes in there as well.
+PIP := "$(BIN)/pip" install --quiet --quiet --disable-pip-version-check --no-cache-dir
+DEMO := PYTHONPYCACHEPREFIX="$(abspath $(VENV))/pycache" "$(BIN)/python" -m tests.demo.demo
+
+# raidd and what the demo needs: less than the tests do, so that it starts sooner. The first thing that is missing is
+# named, with what to do about it, before anything is made.
+$(VENV)/.ready-demo: pyproject.toml
 	@command -v "$(PYTHON)" >/dev/null || { echo "make: there is no $(PYTHON): sudo apt-get install python3 python3-venv, or make PYTHON=…" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11: make PYTHON=…" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "make: python3-venv is missing: sudo apt-get install python3-venv" >&2; exit 1; }
-	"$(PYTHON)" -m venv "$(VENV)"
-	"$(BIN)/pip" install --quiet --disable-pip-version-check --editable '.[test]'
+	@echo "making $(VENV): raidd and the libraries it stands on (a minute, once)"
+	@"$(PYTHON)" -m venv "$(VENV)"
+	@$(PIP) --editable '.[demo]'
+	@touch "$@"
+
+$(VENV)/.ready: pyproject.toml $(VENV)/.ready-demo
+	$(PIP) --editable '.[test]'
 	@touch "$@"
 
 # Installs what is missing where that can be done without asking anybody: as root, with apt-get. Elsewhere it says
@@ -45,11 +57,11 @@ packages:
 	    echo "make: not installed, so some tests are skipped:$$missing" >&2; \
 	fi
 
-demo: venv ## six folders, real images, two dead disks, and everything comes back
-	@sh demo.sh
+demo: $(VENV)/.ready-demo ## six folders, real images, two dead disks (KILL="1 4"), and everything comes back
+	@$(DEMO) --kill "$(KILL)" --python "$(PYTHON)"
 
 demo-stop: ## end what `make demo` left running
-	@sh demo.sh stop
+	@if [ -e "$(VENV)/.ready-demo" ]; then $(DEMO) stop; else echo "no demo is running"; fi
 
 # Two workers; tests that use loop devices, or measure, stay together in one of them (tests/conftest.py).
 test: packages venv lint ## lint, then all tests
