@@ -24,7 +24,6 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from raidd.api_errors import ErrorReply as ErrorReply
-from raidd.api_errors import Reply as Reply
 from raidd.api_errors import error_reply as error_reply
 from raidd.api_errors import http_status as http_status
 from raidd.api_errors import to_error as to_error
@@ -59,6 +58,12 @@ ArrayWord = Literal["healthy", "degraded", "critical", "failed"]
 ImageWord = Literal["stored", "protected"]
 SeverityWord = Literal["info", "warning", "critical", "emergency"]
 PriorityWord = Literal["low", "normal", "high", "pause"]
+
+
+class Reply(BaseModel):
+    """An answer: unknown keys are carried along."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
 
 
 class Request(BaseModel):

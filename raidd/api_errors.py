@@ -15,14 +15,10 @@ from raidd import errors
 from raidd.errors import ConfigInvalid, ImageRefused, MemberError, RaiddError
 
 
-class Reply(BaseModel):
-    """An answer: unknown keys are carried along."""
+class ErrorReply(BaseModel):
+    """A failure on the wire. ``error`` is a class of raidd.errors, ``detail`` what that class carries besides."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-
-
-class ErrorReply(Reply):
-    """A failure on the wire. ``error`` is a class of raidd.errors, ``detail`` what that class carries besides."""
 
     error: str
     message: str
