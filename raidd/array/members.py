@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
 from uuid import UUID
@@ -28,6 +29,7 @@ from raidd.errors import (
     MemberConflict,
     MemberError,
     MemberFull,
+    RaiddError,
 )
 
 Result = TypeVar("Result")
@@ -100,6 +102,11 @@ class Member:
             self.judge(error)
             raise
 
+    def heed(self, ended: Operation[Result]) -> None:
+        """For an operation that nobody waits for, when it has ended: what its failure says of the disk is acted on."""
+        with suppress(RaiddError):
+            self.result(ended)
+
     def call(self, lane: Lane, work: Callable[[MemberDisk, Cancel], Result]) -> Result:
         """Submit and wait."""
         return self.result(self.submit(lane, work))
@@ -147,6 +154,11 @@ class Member:
             self._presence = Presence(present, reason, self._clock())
             self.since = datetime.now(UTC)
         self.on_change(self)
+
+    def use_deadline(self, deadline_s: float) -> None:
+        """From now on; also for what is under way."""
+        for worker in self._workers.values():
+            worker.deadline_s = deadline_s
 
     def close(self) -> None:
         """End the workers that are idle; stuck ones are daemon threads and end with the process."""

@@ -140,6 +140,23 @@ class Operation(Generic[T]):
                 return
         callback(self)
 
+    def began(self) -> bool:
+        """Its turn has come: something of it may have happened."""
+        with self._worker.changed:
+            return self._started_at is not None
+
+    def withdraw(self) -> None:
+        """Nobody wants it any more. If its turn has not come it is done at once and never begins, so that what is held
+        for it is free though the disk hangs; else its cancel flag is up."""
+        due: list[Callable[[], object]] = []
+        with self._worker.changed:
+            self.cancel.cancel()
+            if self._worker.drop(self):
+                self._function = None
+                due = self._end(None, Cancelled(f"{self._worker.name}: withdrawn"), None)
+                self._worker.changed.notify_all()
+        _call_all(due)
+
     def seconds_left(self) -> float | None:
         """Until it becomes overdue, as far as known now: None before its turn has come, or when it is done."""
         with self._worker.changed:
@@ -231,6 +248,14 @@ class Worker:
         if current is None or current._started_at is None:
             return None
         return current._started_at + self.deadline_s - self.clock()
+
+    def drop(self, operation: Operation[Any]) -> bool:
+        """Take an operation out of the queue. False when its turn has come already."""
+        try:
+            self._queue.remove(operation)
+        except ValueError:
+            return False
+        return True
 
     def expire(self) -> None:
         """Notice that the deadline has passed: from here on this operation and those behind it are MemberTimeout."""
