@@ -39,6 +39,8 @@ LOG = logging.getLogger(__name__)
 BUSY_S = 2.0
 """Images came in within this time: repairs keep to their pace."""
 FIND_S = 3.0
+MENDED_AT_START = 64
+"""Adopted leftovers that are made whole before images are taken in: more than a crash can leave."""
 MEND_S = 5.0
 """How long a start mends what can be mended at once, before images are taken in."""
 NEWCOMER = "a newcomer"
@@ -73,7 +75,7 @@ def build_array(opened: Opened, offered: Callable[[str, str | None], bool], even
 
     def damage(segment: UUID, index: int, kind: Damage) -> None:
         shard_errors[kind] += 1
-        if catalog.mark(segment, index, kind):
+        if index not in catalog.excepted(segment) and catalog.mark(segment, index, kind):
             event("shard-damaged", "warning", f"shard {index} of segment {segment} is {kind}", [str(segment)])
             holder[0].note(segment)
 
@@ -127,9 +129,7 @@ def make_whole(array: Array, progress: Callable[[int, int], None] = lambda _done
     settled = array.adoption.settle(stale_ids(array))
     if settled.adopted or settled.cleared or settled.quarantined or settled.kept:
         LOG.warning("leftovers of the last run: %s", settled)
-    for member in array.opened.membership.present_members():
-        array.repairs.note_member(member.uuid)
-    until = time.monotonic() + MEND_S
+    array.repairs.look_again()
     for segment in array.repairs.due():
         if time.monotonic() >= until:
             return  # images wait for this; the repairs' own thread goes on with the rest
@@ -201,6 +201,7 @@ def make_probe(array: Array) -> Probe:
         opened.membership,
         open_disk=lambda member: find_again(opened.config, member),
         lock=lambda disk: _lock(opened, disk),
+        unlock=lambda disk: unlock_disk(opened, disk),
         filesystem_of=lambda disk: filesystem(disk.path),
         recent_write_s=opened.config.health.probe_interval_s,
     )

@@ -47,7 +47,7 @@ class Probe:
     """Probes all members. One thread calls `probe_once`.
 
     ``open_disk(member)`` gives a disk for a member that is away, wherever it is now (MemberAway if nowhere);
-    ``lock(disk)`` takes the member's lock, on the member's own thread."""
+    ``lock(disk)`` takes the member's lock and ``unlock(disk)`` lets it go, on the member's own thread."""
 
     def __init__(
         self,
@@ -57,12 +57,13 @@ class Probe:
         lock: Callable[[MemberDisk], None],
         filesystem_of: Callable[[MemberDisk], str] = lambda _disk: "",
         recent_write_s: float,
+        unlock: Callable[[MemberDisk], None] = lambda _disk: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._membership = membership
-        self._open_disk, self._lock = open_disk, lock
+        self._open_disk, self._lock, self._unlock = open_disk, lock, unlock
         self._filesystem_of = filesystem_of
-        self._recent_write_s, self._clock = recent_write_s, clock
+        self.recent_write_s, self._clock = recent_write_s, clock
         self._pending: dict[UUID, Operation[Answer]] = {}
 
     def probe_once(self) -> None:
@@ -85,7 +86,7 @@ class Probe:
     def _question(self, member: Member) -> Callable[[MemberDisk, Cancel], Answer]:
         if not member.present:
             return lambda _disk, _cancel: self._welcome(member)
-        written = self._clock() - member.last_write_at < self._recent_write_s
+        written = self._clock() - member.last_write_at < self.recent_write_s
         return lambda disk, cancel: self._check(disk, cancel, written)
 
     def _hear(self, member: Member, operation: Operation[Answer]) -> None:
@@ -129,10 +130,14 @@ class Probe:
         disk = self._open_disk(member)
         prove(look_at(disk), self._membership.roster)
         self._lock(disk)
-        sweep(disk)
-        sing(disk, os.urandom(16))
-        disk.replace(LABEL_NAME, label_for(disk.uuid, self._membership.roster).pack())
-        return Answer(disk.space(), self._filesystem_of(disk), disk)
+        try:
+            sweep(disk)
+            sing(disk, os.urandom(16))
+            disk.replace(LABEL_NAME, label_for(disk.uuid, self._membership.roster).pack())
+            return Answer(disk.space(), self._filesystem_of(disk), disk)
+        except BaseException:
+            self._unlock(disk)  # it stays away (a disk gone read-only can be locked, too): nothing of it stays open
+            raise
 
 
 def prove(sighting: Sighting, roster: Roster) -> None:
