@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID
 
 from raidd.array.catalog import Catalog
-from raidd.array.label import label_for
-from raidd.array.member_disk import MemberDisk
+from raidd.array.label import LABEL_NAME, Label, label_for
+from raidd.array.member_disk import FileNotThere, MemberDisk
 from raidd.array.members import Member
 from raidd.array.placement import Place
 from raidd.array.roster import (
@@ -32,8 +33,8 @@ from raidd.array.roster import (
     effective_state,
 )
 from raidd.array.state_file import Remembered, StateFile
-from raidd.array.worker import Cancel, Cancelled
-from raidd.errors import MemberError
+from raidd.array.worker import Cancel
+from raidd.errors import MemberFull, RaiddError, RequestRefused
 
 ROOM_BYTES = 64 << 20
 """Besides the reserve, room for one more shard of any segment, so that full is known before a write fails."""
@@ -57,11 +58,13 @@ class Membership:
         self._state_file = state_file
         self._roster = roster
         self._members = {member.uuid: member for member in members}
-        self._reserve_percent = reserve_percent
+        self.reserve_percent = reserve_percent
         self._up_at_stop = up_at_stop
         self._up = set(up_at_stop)  # those it began with, less who left since, and who came
         self._remembered_up = up_at_stop
         self._lock = threading.RLock()
+        self.changing = threading.RLock()
+        """Held by whoever makes the next roster, from looking at the one in force until the next is."""
         self.on_change = on_change
         for member in self._members.values():
             member.on_change = self._changed
@@ -113,8 +116,9 @@ class Membership:
         return [member for member in self.members() if member.present and self.state(member.uuid) not in shut]
 
     def away(self) -> frozenset[UUID]:
-        """Members whose shards do not count now, former ones included: the roster never forgets a member."""
-        return frozenset(e.member for e in self._roster.entries if not self._counts(e.member))
+        """Members whose shards do not count now: all that segments or the roster name, less those that do."""
+        named = self._catalog.placement_members() | {e.member for e in self._roster.entries}
+        return frozenset(member for member in named if not self._counts(member))
 
     def _counts(self, uuid: UUID) -> bool:
         return self.presence(uuid).present and self.state(uuid) in READABLE
@@ -128,7 +132,7 @@ class Membership:
         member = self.writable(entry.member)
         space = member.space if member is not None else None
         size, free = (space.size_bytes, space.free_bytes) if space is not None else (entry.size, entry.size)
-        reserve = int(size * self._reserve_percent / 100) + ROOM_BYTES
+        reserve = int(size * self.reserve_percent / 100) + ROOM_BYTES
         inodes_left = space is None or space.free_inodes > 64
         roomy = member is not None and not member.full and inodes_left and free > min(reserve, size // 4)
         return Place(entry.member, free, size, entry.enclosure, member is not None, roomy)
@@ -152,24 +156,39 @@ class Membership:
         self.remember()
 
     def set_roster(self, roster: Roster) -> None:
-        """Make it the roster in force: state_dir, then the labels of all that are there."""
+        """Make it the roster in force: state_dir, then the labels of all that are there.
+
+        RequestRefused: it does not follow from the one in force; on the labels that would be a fork."""
+        with self.changing:
+            if roster != self._roster and self._roster.hash() not in roster.history:
+                raise RequestRefused("the roster was changed by somebody else meanwhile", next_step="Try it again.")
+            self._set_roster(roster)
+
+    def _set_roster(self, roster: Roster) -> None:
         with self._lock:
+            before = {member: self.state(member) for member in self._members}
             self._roster = roster
             self.remember()
+            for uuid, state in before.items():
+                if self.state(uuid) != state:
+                    self._members[uuid].since = datetime.now(UTC)
         self.write_labels(self.members())
 
     def write_labels(self, members: Iterable[Member]) -> None:
-        """Bring the labels of these members up to date; who fails leaves (judged by Member.result)."""
+        """Bring the labels of these members up to date; who fails leaves (judged by Member.result).
+
+        A full one keeps its old label, an ancestor of this one: it takes no new shards, and goes on serving."""
         roster = self._roster
         running = []
         for member in members:
             if member.present and roster.find(member.uuid) is not None:
-                data = label_for(member.uuid, roster).pack()
-                running.append((member, member.submit("probe", partial(_put_label, data))))
+                running.append((member, member.submit("probe", partial(_put_label, label_for(member.uuid, roster)))))
         for member, operation in running:
             try:
                 member.result(operation)
-            except (MemberError, Cancelled) as error:
+            except MemberFull:
+                continue
+            except RaiddError as error:
                 member.leave(f"its label could not be written: {error.message}")
 
     def remember(self, *, stopping: bool = False) -> None:
@@ -194,5 +213,16 @@ class Membership:
         self.on_change(member)
 
 
-def _put_label(data: bytes, disk: MemberDisk, _cancel: Cancel) -> None:
-    disk.replace("label.json", data)
+def _put_label(label: Label, disk: MemberDisk, _cancel: Cancel) -> None:
+    bring_up_to_date(disk, label)
+
+
+def bring_up_to_date(disk: MemberDisk, label: Label) -> None:
+    """Put the label on the disk if it is not there in this very form: mostly it is, and a start costs reads only."""
+    wanted = label.pack()
+    try:
+        same = disk.read(LABEL_NAME) == wanted
+    except FileNotThere:
+        same = False
+    if not same:
+        disk.replace(LABEL_NAME, wanted)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -21,11 +21,19 @@ from raidd.array.discovery import Sighting, look_at
 from raidd.array.label import LABEL_NAME, Label, label_for, remake_label
 from raidd.array.member_disk import CANARY_SIZE, FileNotThere, MemberDisk, Space
 from raidd.array.members import Member
-from raidd.array.membership import Membership
+from raidd.array.membership import Membership, bring_up_to_date
 from raidd.array.roster import MemberState, Roster
 from raidd.array.survey import sweep
 from raidd.array.worker import Cancel, Cancelled, Gathering, Operation
-from raidd.errors import LabelInvalid, MemberAway, MemberError, MemberFaulty
+from raidd.errors import (
+    LabelInvalid,
+    MemberAway,
+    MemberError,
+    MemberFaulty,
+    MemberFull,
+    MemberTimeout,
+    RaiddError,
+)
 
 CANARY = "canary"
 QUICK_S = 2.0
@@ -69,15 +77,30 @@ class Probe:
     def probe_once(self) -> None:
         """Ask everyone who is not still busy answering; act on what has come back."""
         members = {m.uuid: m for m in self._membership.members() if self._asked(m)}
+        self._drop_answers(self._pending.keys() - members.keys())
         for uuid, member in members.items():
-            if uuid not in self._pending:
+            if uuid not in self._pending and not self._hangs(member):
                 self._pending[uuid] = member.submit("probe", self._question(member))
-        asked = {uuid: operation for uuid, operation in self._pending.items() if uuid in members}
+        asked = dict(self._pending)
         gathering = Gathering(list(asked.values()))
         gathering.wait(lambda: len(gathering.settled()) == len(asked), QUICK_S)
         for uuid, operation in asked.items():
             if operation.settled():
                 self._hear(members[uuid], operation)
+
+    def _drop_answers(self, uuids: Iterable[UUID]) -> None:
+        """Of members that are let alone now: an old answer proves nothing when they are asked for again."""
+        for uuid in list(uuids):
+            self._pending.pop(uuid).withdraw()
+
+    def _hangs(self, member: Member) -> bool:
+        """True while any operation on it is overdue. It leaves then, also if nobody waits for that operation, and is
+        not welcomed before it has ended: what wakes up late must not meet new work."""
+        if not member.stuck():
+            return False
+        if member.present:
+            member.judge(MemberTimeout("an operation did not end within its deadline", member=str(member.uuid)))
+        return True
 
     def _asked(self, member: Member) -> bool:
         entry = self._membership.roster.find(member.uuid)
@@ -102,8 +125,11 @@ class Probe:
             else:
                 member.still_away(error.message)
             return
-        except LabelInvalid as error:
-            member.leave(error.message) if member.present else member.still_away(error.message)
+        except RaiddError as error:  # its label is not to be trusted, its lock is another's, or the host is short
+            if not member.present:
+                member.still_away(error.message)
+            elif isinstance(error, LabelInvalid):
+                member.leave(error.message)
             return
         member.space, member.filesystem = answer.space, answer.filesystem
         member.full = False  # placement looks at the room itself; a write that fails says so again
@@ -115,7 +141,10 @@ class Probe:
 
     def _check(self, disk: MemberDisk, cancel: Cancel, written: bool) -> Answer:
         disk.check()
-        label = Label.parse(disk.read(LABEL_NAME))
+        try:
+            label = Label.parse(disk.read(LABEL_NAME))
+        except FileNotThere as error:
+            raise MemberAway(f"{disk.path}: its label is gone", member=str(disk.uuid)) from error
         roster = self._membership.roster
         if label.member != disk.uuid or label.roster.array != roster.array:
             raise MemberAway(f"another disk is at {disk.path}: member {label.member}", member=str(disk.uuid))
@@ -128,12 +157,17 @@ class Probe:
     def _welcome(self, member: Member) -> Answer:
         """Prove that the disk is the member and of this array's line, lock it, bring its label up to date."""
         disk = self._open_disk(member)
-        prove(look_at(disk), self._membership.roster)
+        sighting = look_at(disk)
+        prove(sighting, self._membership.roster)
         self._lock(disk)
         try:
             sweep(disk)
-            sing(disk, os.urandom(16))
-            disk.replace(LABEL_NAME, label_for(disk.uuid, self._membership.roster).pack())
+            try:
+                sing(disk, os.urandom(16))
+                bring_up_to_date(disk, label_for(disk.uuid, self._membership.roster))
+            except MemberFull:  # full is not failed: it serves on, under a label that is ours though old
+                if sighting.label is None:
+                    raise
             return Answer(disk.space(), self._filesystem_of(disk), disk)
         except BaseException:
             self._unlock(disk)  # it stays away (a disk gone read-only can be locked, too): nothing of it stays open
