@@ -136,7 +136,7 @@ class InboxInfo(Reply):
 
 
 class Activity(Reply):
-    """A long job. ``kind``: rebuild, resync, repair, reindex, scrub, reshape, drain, compaction."""
+    """A long job. ``kind``: rebuild, resync, rehome, repair, reindex, scrub, reshape, drain, compaction."""
 
     kind: str
     slot: int | None = None

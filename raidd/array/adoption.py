@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
-from raidd.array.catalog import Catalog, NewSegment
+from raidd.array.catalog import Catalog, ExceptionKind, NewSegment
 from raidd.array.member_disk import MemberDisk, quarantine
 from raidd.array.members import Member
 from raidd.array.membership import Membership
@@ -61,6 +61,16 @@ class Settled:
     kept: int = 0
     unreadable: int = 0
 
+    def then(self, later: Settled) -> Settled:
+        """Both rounds together: what was done is added up, what is left is what the later one left."""
+        return Settled(
+            self.adopted + later.adopted,
+            self.cleared + later.cleared,
+            self.quarantined + later.quarantined,
+            later.kept,
+            later.unreadable,
+        )
+
 
 class Adoption:
     """Settles leftovers. One thread at a time (start, the return of a member)."""
@@ -84,9 +94,17 @@ class Adoption:
     # -- reserved ids -----------------------------------------------------------------------------------
 
     def settle(self, ids: Iterable[UUID]) -> Settled:
-        """Look for these reserved ids on every member that is there, and settle each."""
+        """Look for these reserved ids on every member that is there, and settle each; and what those replace that were
+        adopted."""
+        outcome, wanted = Settled(), set(ids)
+        while wanted:
+            found = self._settle(wanted - self._in_flight())
+            outcome = outcome.then(found)
+            wanted = set(self._catalog.reserved()) - self._catalog.unused() if found.adopted else set()
+        return outcome
+
+    def _settle(self, wanted: set[UUID]) -> Settled:
         outcome = Settled()
-        wanted = set(ids) - self._in_flight()
         members = {member.uuid: member for member in self._membership.present_members()}
         names, looked = self._list(members, {day_folder(segment) for segment in wanted}, wanted)
         found = inspect_all(names, members, whole=True)
@@ -139,11 +157,11 @@ class Adoption:
             outcome.unreadable += 1
             return
         candidates = groups(found)
-        chosen = winner(candidates, found, known=False)
+        chosen = winner(candidates, found)
         if chosen is not None:
             self._exists(segment, chosen, found, everyone, outcome)
         elif any(group.exists for group in candidates):
-            self._on_event("segment-disputed", "critical", f"two groups of shards claim to be segment {segment}", [])
+            self._dispute(segment, candidates)
             outcome.unreadable += 1
         else:
             self._incomplete(segment, found, everyone, outcome)
@@ -170,6 +188,13 @@ class Adoption:
             outcome.kept += 1
         else:
             self._quarantine(segment, found, outcome)
+
+    def _dispute(self, segment: UUID, candidates: Sequence[Group]) -> None:
+        """Neither is served, and both are named."""
+        sides = "; ".join(f"shards {sorted(g.holders)} written at {g.manifest.written_at}" for g in candidates)
+        self._on_event(
+            "segment-disputed", "critical", f"two groups claim to be segment {segment}: {sides}", [str(segment)]
+        )
 
     def _names_away(self, manifest: Manifest) -> bool:
         away = self._membership.away() | {
@@ -225,7 +250,7 @@ class Adoption:
         """Take segments that exist into the catalog, with what is absent or torn as exceptions; how many it took.
 
         One whose manifest contradicts what is known is left alone, and named."""
-        news = [_new_segment(group) for group, _found in pairs]
+        news = [_new_segment(group, found) for group, found in pairs]
         try:
             self._catalog.adopt_many(news, now=self._now())
         except ShardDamaged as error:
@@ -240,11 +265,18 @@ class Adoption:
         return len(news)
 
     def _note_absent(self, new: NewSegment, found: Sequence[Found]) -> None:
-        damaged = {s.index for s in found if s.verdict in (Verdict.TORN, Verdict.DAMAGED)} & new.absent
-        for index in sorted(damaged):
-            self._catalog.mark(new.manifest.segment, index, "damaged")  # there, and its good blocks may be needed
+        """What lies at the place of an absent shard: damaged (its good blocks may be needed), or a newer raidd's."""
+        segment = new.manifest.segment
+        for shard in found:
+            if shard.index not in new.absent or shard.member != new.placement.members[shard.index]:
+                continue
+            kind: ExceptionKind = "unsupported" if shard.verdict == Verdict.UNSUPPORTED else "damaged"
+            self._catalog.mark(segment, shard.index, kind)
+            if shard.verdict == Verdict.GOOD:
+                message = f"shard {shard.index} of segment {segment} disagrees with the others; it will be replaced"
+                self._on_event("segment-disputed", "critical", message, [str(segment)])
         if new.absent:
-            self._on_absent(new.manifest.segment)
+            self._on_absent(segment)
 
     # -- the whole catalog ------------------------------------------------------------------------------
 
@@ -295,9 +327,12 @@ class Adoption:
 
     def _choose(self, segment: UUID, found: list[Found], outcome: Settled) -> tuple[Group, list[Found]] | None:
         """The group that is the segment, if it is to be adopted; others are looked for at each start."""
-        chosen = winner(groups(found), found, known=False)
+        candidates = groups(found)
+        chosen = winner(candidates, found)
         if chosen is None:
             outcome.unreadable += 1
+            if any(group.exists for group in candidates):
+                self._dispute(segment, candidates)
         elif self._catalog.barred(chosen.manifest):
             outcome.kept += 1  # purged or replaced: settling takes its shards away
         else:
@@ -306,11 +341,12 @@ class Adoption:
         return None
 
 
-def _new_segment(group: Group) -> NewSegment:
+def _new_segment(group: Group, found: Sequence[Found]) -> NewSegment:
     """Where each shard is; one found nowhere is expected where the manifest meant it, or where no other is."""
     manifest, indexes = group.manifest, range(group.manifest.geometry.n)
-    torn = {index: member for index, (member, _bad) in group.torn.items()}
-    members = [group.holders.get(index) or torn.get(index) for index in indexes]
+    there = {shard.index: shard.member for shard in found if shard.member not in group.holders.values()}
+    there |= {index: member for index, (member, _bad) in group.torn.items()}
+    members = [group.holders.get(index) or there.get(index) for index in indexes]
     free = [member for member in manifest.members if member not in members]
     for index in indexes:
         if members[index] is None:

@@ -12,9 +12,9 @@ from sqlalchemy import select
 
 from raidd.array import catalog_reading as reading
 from raidd.array.catalog_counts import Groups
-from raidd.array.catalog_database import Database, rows
+from raidd.array.catalog_database import Database, rows, rows_in
 from raidd.array.catalog_rows import ImageRow
-from raidd.array.catalog_schema import IMAGES
+from raidd.array.catalog_schema import COPIES, IMAGES, PARTS
 
 PAGE = 1000
 
@@ -42,6 +42,13 @@ class FleetView:
             if len(page) < PAGE:
                 return
             after = page[-1].segment
+
+    def holds_incomplete(self, segment: UUID) -> bool:
+        """Whether parts of copies that are not complete lie in the segment."""
+        with self._database.read() as connection:
+            parts = rows_in(connection, PARTS, "segment", [segment.bytes])
+            copies = rows_in(connection, COPIES, "id", {part["copy"] for part in parts})
+            return any(copy["image_row"] is None for copy in copies)
 
     def all_images(self, away: Collection[UUID] = frozenset()) -> Iterator[ImageRow]:
         """Every version of every listed image, in the order they came."""

@@ -104,11 +104,11 @@ def _indexes(mask: int) -> tuple[int, ...]:
 
 
 def exceptions(
-    connection: Connection, groups: Groups, member: UUID | None, limit: int
+    connection: Connection, groups: Groups, member: UUID | None, limit: int, after: tuple[UUID, int] | None
 ) -> list[tuple[UUID, int, ExceptionKind]]:
-    """(segment, shard, kind), in order; those of shards meant for ``member`` when given."""
+    """(segment, shard, kind), in order, above ``after``; those of shards meant for ``member`` when given."""
     found: list[tuple[UUID, int, ExceptionKind]] = []
-    last = (b"", -1)
+    last = (b"", -1) if after is None else (after[0].bytes, after[1])
     while len(found) < limit:
         place = (EXCEPTIONS.c.segment, EXCEPTIONS.c.shard)
         page = rows(connection, EXCEPTIONS, select(EXCEPTIONS).where(_above(last)).order_by(*place).limit(1000))

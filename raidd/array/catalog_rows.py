@@ -10,7 +10,8 @@ from uuid import UUID
 from raidd.array.placement import Placement
 from raidd.codec.manifest import Manifest
 
-ExceptionKind = Literal["missing", "damaged"]
+ExceptionKind = Literal["missing", "damaged", "unsupported"]
+"""``unsupported``: there, and written by a newer raidd: it cannot be read, and is never repaired over."""
 ImageState = Literal["stored", "protected"]
 
 

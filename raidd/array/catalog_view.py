@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from raidd.array import catalog_journal as journal
 from raidd.array import catalog_reading as reading
@@ -61,6 +61,13 @@ class CatalogView(FleetView):
         with self._database.read() as connection:
             return last_id(connection)
 
+    def last_written_at(self) -> str | None:
+        """When the newest segment was written; None without any."""
+        with self._database.read() as connection:
+            newest = select(SEGMENTS.c.written_at).order_by(SEGMENTS.c.segment.desc()).limit(1)
+            found = connection.execute(newest).scalar()
+            return None if found is None else str(found)
+
     def segment(self, segment: UUID) -> SegmentRow | None:
         """A segment, or None when the catalog does not know it."""
         with self._database.read() as connection:
@@ -100,10 +107,12 @@ class CatalogView(FleetView):
 
     # -- exceptions -------------------------------------------------------------------------------------
 
-    def exceptions(self, member: UUID | None = None, limit: int = 1000) -> list[tuple[UUID, int, ExceptionKind]]:
-        """(segment, shard index, kind) in id order; of shards meant for ``member`` when given."""
+    def exceptions(
+        self, member: UUID | None = None, limit: int = 1000, after: tuple[UUID, int] | None = None
+    ) -> list[tuple[UUID, int, ExceptionKind]]:
+        """(segment, shard index, kind) in id order, above ``after``; of shards meant for ``member`` when given."""
         with self._database.read() as connection:
-            return reading.exceptions(connection, self._groups, member, limit)
+            return reading.exceptions(connection, self._groups, member, limit, after)
 
     def excepted(self, segment: UUID) -> dict[int, ExceptionKind]:
         """shard index → what is wrong with it."""
@@ -129,9 +138,13 @@ class CatalogView(FleetView):
 
     # -- images -----------------------------------------------------------------------------------------
 
+    def has(self, uid: str) -> bool:
+        """Whether any version is listed under a SOP Instance UID; cheap."""
+        return self._database.any("SELECT 1 FROM images WHERE uid = ?", uid)
+
     def versions(self, uid: str, away: Away = NOBODY) -> list[ImageRow]:
         """All versions under a SOP Instance UID, newest first."""
-        if not self._database.any("SELECT 1 FROM images WHERE uid = ?", uid):
+        if not self.has(uid):
             return []  # nearly every image that comes in is new
         with self._database.read() as connection:
             return reading.image_rows(connection, self._groups, reading.images_of_uid(connection, uid), away)

@@ -32,7 +32,7 @@ from raidd.array.worker import Cancel, Operation
 from raidd.codec.erasure import Buffer, erasure
 from raidd.codec.geometry import Extent, extents, shard_length
 from raidd.codec.shard import Prefix, damaged_blocks, parse_prefix, shard_path
-from raidd.errors import ImageUnreadable, MemberAway, MemberError, RaiddError, ShardDamaged, ShardError
+from raidd.errors import ImageUnreadable, MemberAway, MemberError, MemberFaulty, RaiddError, ShardDamaged, ShardError
 
 HEDGE_S = 0.5
 """A shard that has not answered within this time is decoded from the others."""
@@ -191,6 +191,10 @@ class Reader:
             return member.result(operation)
         except FileNotThere:
             self._on_damage(row.segment, index, "missing")
+        except MemberFaulty:
+            self._on_damage(
+                row.segment, index, "damaged"
+            )  # a bad sector, if it is not the disk: written anew, it heals
         except RaiddError:
             pass  # judged by member.result: the member has left or was counted
         return None

@@ -25,6 +25,7 @@ from raidd.array.roster import WRITABLE, ArrayState, MemberState, array_state, s
 from raidd.codec.geometry import PAYLOAD_TARGET
 from raidd.codec.ids import next_id
 from raidd.codec.manifest import ManifestImage
+from raidd.errors import StateDirFaulty
 
 BUFFERS = 3
 """One batch in flight, one being prepared, one for an image that is stored again meanwhile."""
@@ -79,7 +80,7 @@ class Store:
     ) -> None:
         self.catalog, self.membership, self.reader = catalog, membership, reader
         self._committer = committer
-        self._state_dir, self._state_reserve_bytes = state_dir, state_reserve_bytes
+        self._state_dir, self.state_reserve_bytes = state_dir, state_reserve_bytes
         self._now_ms, self._random, self._clock = now_ms, random, clock
         self._repair_now, self.event = repair_now, event
         spare = membership.roster.geometry.m + 1  # each hung disk may keep one buffer for as long as it hangs
@@ -125,7 +126,7 @@ class Store:
             return "no member is up"
         parity = min(self.membership.roster.geometry.m, max(1, up - 1))
         if roomy < min(parity + 1, up):
-            return f"the array is full: {roomy} of {up} members have room, {parity + 1} are needed"
+            return f"the array is full: {roomy} of {up} members have room, {parity + 1} are needed: add a disk"
         return ""
 
     def _waiting_for_members(self) -> str:
@@ -145,10 +146,20 @@ class Store:
     def _state_dir_low(self) -> str:
         if self._clock() - self._checked_at > DISK_CHECK_S:
             self._checked_at = self._clock()
-            free = shutil.disk_usage(self._state_dir).free
-            low = free < self._state_reserve_bytes
-            self._state_low = f"the system disk has {free >> 20} MiB left under {self._state_dir}" if low else ""
+            free, least = self._state_dir_free(), self.state_reserve_bytes
+            self._state_low = (
+                f"the system disk has {free >> 20} MiB left under {self._state_dir}, {least >> 20} are needed: "
+                "make room there"
+                if free < least
+                else ""
+            )
         return self._state_low
+
+    def _state_dir_free(self) -> int:
+        try:
+            return shutil.disk_usage(self._state_dir).free
+        except OSError as error:
+            raise StateDirFaulty(f"{self._state_dir}: {error.strerror}") from error
 
     def new_image_id(self) -> UUID:
         """A time-ordered id that ties the parts of one stored image together."""
@@ -163,7 +174,7 @@ class Store:
 
     def versions(self, uid: str) -> list[ImageRow]:
         """Every version of the image, newest first."""
-        return self.catalog.versions(uid, away=self.membership.away())
+        return self.catalog.versions(uid, away=self.membership.away()) if self.catalog.has(uid) else []
 
     def read(self, image: ImageRow) -> Iterator[bytes]:
         """The image, a verified part at a time. ImageUnreadable before a wrong byte."""

@@ -9,7 +9,7 @@ else neither is served and both are named.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -220,13 +220,13 @@ def _group(pile: list[Found]) -> Group:
     return Group(manifest, prefix, holders, {i: t for i, t in torn.items() if i not in holders})
 
 
-def winner(candidates: list[Group], found: Iterable[Found], known: bool) -> Group | None:
-    """The group that is the segment (format.md, Agreement); None when none has k, or when two equally claim it."""
+def winner(candidates: Sequence[Group], found: Sequence[Found]) -> Group | None:
+    """The group that is the segment (format.md, Agreement); None when none has k, or when two equally claim it.
+
+    Only for segments the catalog does not know: of one that it knows, it says which shards belong to it."""
     existing = [group for group in candidates if group.exists]
     if len(existing) > 1:
         existing = [group for group in existing if _tables_match(group, found)] or existing
-    if len(existing) > 1 and known:
-        return None  # the caller keeps what the catalog has
     return existing[0] if len(existing) == 1 else None
 
 

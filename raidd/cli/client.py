@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from raidd import api
 from raidd.errors import (
@@ -34,7 +34,7 @@ CHANGE_S: Final = 300.0  # adding a member looks at a disk, and may meet a hung 
 LATE_S: Final = 15.0  # how much later than it promised the daemon may end a wait
 PIECE_BYTES: Final = 1 << 20
 
-_Reply = TypeVar("_Reply", bound=api.Reply)
+_Reply = TypeVar("_Reply", bound=BaseModel)
 _Progress = TypeVar("_Progress", bound=api.Reply)
 
 

@@ -39,8 +39,6 @@ LOG = logging.getLogger(__name__)
 BUSY_S = 2.0
 """Images came in within this time: repairs keep to their pace."""
 FIND_S = 3.0
-MENDED_AT_START = 64
-"""Adopted leftovers that are made whole before images are taken in: more than a crash can leave."""
 MEND_S = 5.0
 """How long a start mends what can be mended at once, before images are taken in."""
 NEWCOMER = "a newcomer"
@@ -130,6 +128,7 @@ def make_whole(array: Array, progress: Callable[[int, int], None] = lambda _done
     if settled.adopted or settled.cleared or settled.quarantined or settled.kept:
         LOG.warning("leftovers of the last run: %s", settled)
     array.repairs.look_again()
+    until = time.monotonic() + MEND_S
     for segment in array.repairs.due():
         if time.monotonic() >= until:
             return  # images wait for this; the repairs' own thread goes on with the rest

@@ -4,7 +4,8 @@
 
 The socket answers as soon as the array is open; images are taken in once leftovers of the last run are settled.
 SIGTERM: the commit in flight is finished, no other begun; sockets and locks are released before anything that can
-block (supervisor.py). `--check-config` reads the settings and says what is wrong with them.
+block (supervisor.py). SIGHUP: the settings file is read again, and what can change while running does.
+`--check-config` reads the settings and says what is wrong with them.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ import argparse
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import NoReturn
 
 import raidd
 from raidd import config as settings
+from raidd.api import SOCKET_NAME
 from raidd.array.members import Member
 from raidd.codec.erasure import codec_name, self_test
 from raidd.config import Config
 from raidd.daemon import graph, logs
 from raidd.daemon.administration import Administration
+from raidd.daemon.beginning import Beginning
 from raidd.daemon.control import build_app
 from raidd.daemon.graph import Array
 from raidd.daemon.logs import EventLog
@@ -34,7 +39,7 @@ from raidd.daemon.server import serve
 from raidd.daemon.service import Service
 from raidd.daemon.supervisor import Supervisor, Wake
 from raidd.daemon.view import View
-from raidd.errors import CatalogUnusable, RaiddError, StateDirFaulty
+from raidd.errors import CatalogUnusable, ConfigInvalid, RaiddError, StateDirFaulty
 from raidd.inbox.batch import Ingest
 from raidd.inbox.custody import Custody
 from raidd.inbox.folders import Root, inbox_root, spool_root
@@ -46,7 +51,11 @@ LOG = EventLog("daemon")
 SWITCH_S = 0.001
 """Threads give the interpreter to each other this often: a commit's many short waits must not wait for a parser."""
 REPLICATE_S = 5.0
+METRICS_S = 30.0
+"""A port that somebody else has is tried again after this time."""
 JOURNALED = frozenset({"member-away", "member-back", "image-conflict", "image-truncated", "shard-quarantined"})
+PLACES = ("raidd", "metrics")
+"""Tables of the settings that only a start takes."""
 LEVELS = {"info": LOG.info, "warning": LOG.warning, "critical": LOG.error, "emergency": LOG.critical}
 
 
@@ -58,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = settings.load(path)
         if given.check_config:
-            print(f"{path}: the settings are right")
+            print("\n".join([f"{path}: the settings are right", *_without_effect(config)]))
             return 0
         return Daemon(config).run()
     except RaiddError as error:
@@ -67,8 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
+class _Parser(argparse.ArgumentParser):
+    """A wrong command line ends as that of raidctl does (operator.md, exit codes)."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(64, f"raidd: {message}\nnext: raidd --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="raidd", description="Keeps DICOM images safe on several disks. Runs in the foreground until SIGTERM."
     )
     parser.add_argument(
@@ -94,39 +110,47 @@ class Daemon:
         self.array: Array = graph.build_array(opened, self._offered, self._event)
         self.store, self.repairs = self.array.store, self.array.repairs
         self._keep_contact(config)
-        self.array.replicator.use(papers(opened.membership.roster, config.path))
-        self.ingest = self._ingest()
-        self.view = View(self.store, self.repairs, config.capacity.reserve_percent)
+        self._give_papers()
+        self.custody = Custody(self.roots, keep_days=config.ingest.keep_days)
+        self.watcher = Watcher(self.roots, config.ingest.settle_s)
+        self.ingest = Ingest(self.store, self.watcher, self.custody, image_max_bytes=_image_max_bytes(config))
+        self.probe = graph.make_probe(self.array)
+        self.beginning = Beginning(reindexing=bool(opened.reindex_because))
+        self.view = View(self.store, self.repairs, self.beginning)
         self.repair_wake, self.probe_wake = Wake(), Wake()
-        self.service = Service(self.store, self.view, self.repairs, self.ingest, self._administration())
+        self.administration = self._administration()
+        self.service = Service(
+            self.store, self.view, self.repairs, self.ingest, self.administration, self.beginning, self._journal
+        )
         self.repairs.wake = self.repair_wake.set
 
     def run(self) -> int:
         """Until a signal or a crash; does not return but through the supervisor."""
         self.supervisor.on_exit("catalog", self._close)
-        socket = serve(self.config.raidd.run_dir / "raidd.sock", build_app(self.service))
+        _make_run_dir(self.config.raidd.run_dir)
+        socket = serve(self.config.raidd.run_dir / SOCKET_NAME, build_app(self.service))
         socket.start()
         self.supervisor.on_exit("socket", socket.release)
-        metrics = MetricsServer.on(self.config.metrics.listen, self.snapshot)
-        failed = metrics.start_once()
-        if failed:
-            self._event("metrics-unserved", "warning", failed, [])
-        self.supervisor.on_exit("metrics", metrics.stop)
+        self._serve_metrics()
         self.supervisor.on_reload(self.reload)
         self.supervisor.start("daemon/start", self._start, may_end=True)
         roster = self.array.opened.membership.roster
         LOG.info("started", array=roster.array_name, codec=codec_name(), version=raidd.__version__)
+        for line in _without_effect(self.config):
+            LOG.warning("settings-without-effect", message=line)
         self.supervisor.ready(f"array {roster.array_name}")
         self.supervisor.run()
 
     def _start(self, stopping: threading.Event) -> None:
         """Leftovers first; then everything that loops."""
-        graph.make_whole(self.array)
+        graph.tell_absent(self.array, self._event)
+        graph.make_whole(self.array, self.beginning.progress)
         if stopping.is_set():
             return
+        self.beginning.ended()
         start = self.supervisor.loop
-        probe = graph.make_probe(self.array)
-        start("health/probe", probe.probe_once, self.config.health.probe_interval_s, self.probe_wake)
+        interval = lambda: self.config.health.probe_interval_s  # noqa: E731  (may change at a reload)
+        start("health/probe", self.probe.probe_once, interval, self.probe_wake)
         start("array/welcome", lambda: graph.welcome_once(self.array), 0.0)
         start("array/replicate", self.array.replicator.replicate_once, REPLICATE_S)
         start("array/remember", self.array.opened.membership.remember_up, REPLICATE_S)
@@ -136,12 +160,14 @@ class Daemon:
 
     # -- parts --------------------------------------------------------------------------------------------
 
-    def _ingest(self) -> Ingest:
-        config = self.config
-        watcher = Watcher(self.roots, config.ingest.settle_s)
-        custody = Custody(self.roots, keep_days=config.ingest.keep_days)
-        limit = int(config.ingest.image_max_gib * (1 << 30))
-        return Ingest(self.store, watcher, custody, image_max_bytes=limit)
+    def _serve_metrics(self) -> None:
+        """A taken port is a warning; it is tried again now and then."""
+        metrics = MetricsServer.on(self.config.metrics.listen, self.snapshot)
+        self.supervisor.on_exit("metrics", metrics.stop)
+        failed = metrics.start_once()
+        if failed:
+            self._event("metrics-unserved", "warning", failed, [])
+            self.supervisor.loop("daemon/metrics", metrics.start_once, METRICS_S)
 
     def _administration(self) -> Administration:
         opened = self.array.opened
@@ -153,11 +179,22 @@ class Daemon:
             unlock_member=self._unlock,
             journal=self._journal,
             changed=self._members_changed,
+            give_up=self._give_up,
         )
 
     def _members_changed(self) -> None:
+        self.repairs.look_again()
+        self._give_papers()
         self.repair_wake.set()
         self.probe_wake.set()
+
+    def _give_papers(self) -> None:
+        """The README on each member tells how many there are, and whom to call."""
+        self.array.replicator.use(papers(self.array.opened.membership.roster, self.config.path))
+
+    def _give_up(self, error: RaiddError) -> None:
+        """A state_dir that fails: the process ends rather than go on guessing."""
+        self.supervisor.stop(f"{error.message}; {error.next_step}", code=1)
 
     def _unlock(self, member: Member) -> None:
         operation = member.submit("probe", lambda disk, _c: graph.unlock_disk(self.array.opened, disk))
@@ -178,7 +215,7 @@ class Daemon:
         try:
             self.array.opened.catalog.append_journal(now_text(), actor, action, objects, detail=detail)
         except (StateDirFaulty, CatalogUnusable) as error:
-            self.supervisor.stop(f"the journal cannot be written: {error.message}", code=1)
+            self._give_up(error)
 
     # -- snapshots ----------------------------------------------------------------------------------------
 
@@ -205,17 +242,37 @@ class Daemon:
     # -- reload and end -----------------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """SIGHUP: the file is checked whole; what can change while running does (repair's pace, the papers)."""
+        """SIGHUP: the file is checked whole, then all of it counts but the places: these are named in the log."""
         config = settings.load(self.config.path or Path(settings.config_path()))
-        self.repairs.set_pace(graph.pace_of(config))
+        fixed = [key for key in PLACES if getattr(config, key) != getattr(self.config, key)]
+        if fixed:
+            LOG.warning("restart-needed", settings=",".join(fixed), next="systemctl restart raidd")
+        self._use(replace(config, **{key: getattr(self.config, key) for key in PLACES}))
+
+    def _use(self, config: Config) -> None:
+        """Change what runs to these settings."""
+        before, self.config = self.config, config
+        self.array.opened.config = config
+        self.administration.use(config)
+        self.watcher.settle_s, self.custody.keep_days = config.ingest.settle_s, config.ingest.keep_days
+        self.ingest.limit_images(_image_max_bytes(config))
+        self.probe.recent_write_s = config.health.probe_interval_s
+        self.store.state_reserve_bytes = config.capacity.state_reserve_mib << 20
+        self.store.membership.reserve_percent = config.capacity.reserve_percent
+        for member in self.store.membership.members():
+            member.use_deadline(config.health.deadline_s)
+        if config.repair != before.repair:  # else what was asked for with raidctl stays
+            self.repairs.set_pace(graph.pace_of(config))
         self._keep_contact(config)
-        self.array.replicator.use(papers(self.array.opened.membership.roster, config.path))
+        self._give_papers()
+        self.probe_wake.set()
 
     def _keep_contact(self, config: Config) -> None:
         """Whom to call stands on the labels too, for the person who finds a disk."""
         membership, contact = self.array.opened.membership, contact_line(config.contact)
-        if contact != membership.roster.contact:
-            membership.set_roster(membership.roster.successor(contact=contact))
+        with membership.changing:
+            if contact != membership.roster.contact:
+                membership.set_roster(membership.roster.successor(contact=contact))
 
     def _close(self) -> None:
         """After the drain: who is up is remembered for the next start; the catalog is checkpointed."""
@@ -228,6 +285,22 @@ class Daemon:
 def _roots(config: Config) -> tuple[Root, ...]:
     inbox, spool = config.raidd.inbox, config.raidd.spool
     return inbox_root(inbox), spool_root(spool, inbox)
+
+
+def _make_run_dir(folder: Path) -> None:
+    """/run is empty after a boot, and not everybody starts raidd by its unit."""
+    try:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigInvalid([f'raidd.run_dir = "{folder}": cannot be made: {error.strerror}']) from error
+
+
+def _image_max_bytes(config: Config) -> int:
+    return int(config.ingest.image_max_gib * (1 << 30))
+
+
+def _without_effect(config: Config) -> list[str]:
+    return [f"[{name}] is not used yet by raidd {raidd.__version__}" for name in config.not_yet_used]
 
 
 def _distribution(histogram: Histogram) -> Distribution:

@@ -13,10 +13,11 @@ from uuid import UUID
 from raidd import api
 from raidd.array.catalog import Counts, ImageRow
 from raidd.array.membership import Membership
-from raidd.array.roster import MemberState, Roster, RosterEntry
+from raidd.array.roster import ArrayState, MemberState, Roster, RosterEntry
 from raidd.array.store import Standing, Store
 from raidd.codec.erasure import codec_name
 from raidd.daemon.advice import next_step, reason_clause
+from raidd.daemon.beginning import Beginning
 from raidd.repair.jobs import Progress, Repairs
 
 
@@ -42,10 +43,10 @@ def image_info(row: ImageRow) -> api.ImageInfo:
 class View:
     """Makes snapshots. Any thread."""
 
-    def __init__(self, store: Store, repairs: Repairs, reserve_percent: float) -> None:
+    def __init__(self, store: Store, repairs: Repairs, beginning: Beginning | None = None) -> None:
         self._store, self._repairs = store, repairs
         self._membership: Membership = store.membership
-        self._reserve_percent = reserve_percent
+        self._beginning = beginning or Beginning(reindexing=False, over=True)
 
     def status(self, inbox: api.InboxInfo) -> api.Status:
         """All of `raidctl status --json`."""
@@ -63,9 +64,13 @@ class View:
             activities=activities,
             codec=codec_name(),
             capacity=self._capacity(standing.counts),
-            next=next_step(standing.state, members, activities, inbox.reason),
+            next=next_step(standing.state, members, paused=self._paused(), waiting=inbox.reason),
             at=rfc3339(datetime.now(UTC)),
         )
+
+    def unknown(self) -> str:
+        """Why nobody can say how the images are; "" once everything is known."""
+        return self._beginning.unknown()
 
     def _array(self, roster: Roster, standing: Standing, members: Sequence[api.MemberInfo]) -> api.ArrayInfo:
         return api.ArrayInfo(
@@ -74,11 +79,20 @@ class View:
             level=roster.level.name,
             k=roster.geometry.k,
             m=roster.geometry.m,
-            state=standing.state.value,
+            state=self._state(standing).value,
             failures_tolerated=standing.failures_tolerated,
             trial=roster.trial,
-            reason=reason_clause(standing, members),
+            reason="; ".join(filter(None, (self.unknown(), reason_clause(standing, members)))),
         )
+
+    def _state(self, standing: Standing) -> ArrayState:
+        """What is not known yet is not healthy."""
+        unsure = standing.state == ArrayState.HEALTHY and self.unknown()
+        return ArrayState.DEGRADED if unsure else standing.state
+
+    def is_healthy(self) -> bool:
+        """No repair is needed: every slot online, every segment complete, and all of them known."""
+        return self._beginning.over and self._state(self._store.standing()) == ArrayState.HEALTHY
 
     def _slot_rows(self, roster: Roster) -> list[api.MemberInfo]:
         return [self.member(entry) for slot in roster.slots() for entry in roster.slot_entries(slot)]
@@ -115,7 +129,8 @@ class View:
         places = [place for place in self._membership.places() if place.up]
         if not places:
             return api.CapacityInfo()
-        usable = [max(0, p.free_bytes - int(p.size_bytes * self._reserve_percent / 100)) for p in places]
+        reserve = self._membership.reserve_percent
+        usable = [max(0, p.free_bytes - int(p.size_bytes * reserve / 100)) for p in places]
         n = min(roster.geometry.n, len(places))
         raw = n * min(usable) if n == len(places) else sum(usable)
         free = raw * roster.geometry.k // roster.geometry.n
@@ -126,20 +141,25 @@ class View:
         """`raidctl rebuild status`."""
         return api.RebuildStatus(
             priority=self._repairs.priority,
-            paused=self._repairs.pace.priority == "pause",
+            paused=self._paused(),
             segments_waiting=self._repairs.queued(),
             activities=self._activities(),
             skipped=[f"segment {segment} cannot be mended now" for segment in self._repairs.skipped()],
         )
 
     def _activities(self) -> list[api.Activity]:
-        return [activity_of(progress) for progress in self._repairs.progress()]
+        beginning = self._beginning.activity()
+        rebuilds = [activity_of(progress) for progress in self._repairs.progress()]
+        return rebuilds if beginning is None else [beginning, *rebuilds]
+
+    def _paused(self) -> bool:
+        return self._repairs.pace.priority == "pause"
 
 
 def activity_of(progress: Progress) -> api.Activity:
     """A rebuild as an activity."""
     return api.Activity(
-        kind="rebuild",
+        kind=progress.kind,
         slot=progress.slot,
         progress=min(1.0, progress.bytes_done / progress.bytes_total) if progress.bytes_total else 0.0,
         bytes_done=progress.bytes_done,

@@ -78,8 +78,11 @@ def meet(sink: Sink, newcomer: Newcomer, rows: Sequence[ImageRow]) -> Meeting:
 
 
 def protected_now(sink: Sink, row: ImageRow) -> bool:
-    """Protected already, or made so by a repair on the spot."""
-    return row.state == "protected" or sink.protect(row)
+    """Protected at this moment (reading it back may just have found damage), or made so by a repair on the spot."""
+    now = next((one for one in sink.versions(row.sop_instance_uid) if one.version == row.version), None)
+    if now is None or (now.size, now.sha256) != (row.size, row.sha256):
+        return False
+    return now.state == "protected" or sink.protect(now)
 
 
 def same_origin(one: str, other: str) -> bool:

@@ -1,42 +1,50 @@
-"""What there is to repair, in which order, and how far it is: one queue and one rebuild at a time.
+"""What there is to repair, in which order, and how far it is.
 
-The queue holds segments that somebody found incomplete (a laggard, a reader, a member that came back). A rebuild
-walks the segments of a replaced member, fewest surviving shards first. Both lose nothing by a crash: the queue is
-filled again from the catalog's exceptions, and a rebuilt shard has left the old member's list.
+Two sources: a queue of segments that somebody found incomplete (a laggard, a reader), and walks over the catalog
+(repair/walks): rebuilds of replaced members, resyncs of members that came back, rehoming of what former members
+held. The queue goes first, it is short; it is bounded, and what does not fit is found by a walk.
 
-`work_once` does one step and says whether there was one; the loop and its thread live in daemon/supervisor.
+Nothing is lost by a crash: the queue is filled again from the catalog's exceptions, and a shard that was re-created
+has left every walk. What cannot be mended now is skipped, reported, and tried again after `RETRY_S`.
+
+`work_once` does one repair and says whether there was one; the loop and its thread live in daemon/supervisor.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from uuid import UUID
 
 from raidd.array.catalog import Catalog, SegmentRow
+from raidd.array.member_disk import MemberDisk
 from raidd.array.members import Member
 from raidd.array.membership import Membership
 from raidd.array.roster import MemberState, RosterEntry, RosterEvent, apply
-from raidd.array.survey import Verdict, inspect
+from raidd.array.survey import Found, Verdict, inspect
+from raidd.array.worker import Cancel
 from raidd.codec.geometry import shard_length
-from raidd.errors import MemberError
+from raidd.errors import RaiddError
 from raidd.repair.pace import Pace, Priority
 from raidd.repair.rebuild import Outcome, Rebuilder, try_repair
+from raidd.repair.walks import HeldWalk, Job, Key, MissedWalk, ReplacedWalk
 
-PAGE = 64
 RETRY_S = 30.0
 """What could not be repaired is tried again after this time."""
-RATE_WINDOW_S = 30.0
-"""Rate and time left are taken over this window: neither jumpy nor out of date."""
+REHOME_RETRY_S = 300.0
+"""A former member's shards that nobody can take: nothing changes soon, and the walk is long."""
+QUEUE_LIMIT = 10_000
+"""Segments remembered one by one; beyond, the members' exceptions are walked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One rebuild as it stands. Bytes are of shards re-created; ``eta_s`` None until it can be told."""
+    """One walk as it stands. Bytes are of shards re-created; ``eta_s`` None until it can be told."""
 
+    kind: str
     slot: int | None
     member: UUID
     done: int
@@ -49,36 +57,8 @@ class Progress:
     paused: bool
 
 
-class Job:
-    """The rebuild of one member: a cursor over what its predecessors hold."""
-
-    def __init__(self, new: RosterEntry, old: list[UUID], total: int, bytes_total: int) -> None:
-        self.new, self.old = new, old
-        self.total, self.bytes_total = total, bytes_total
-        self.done = self.bytes_done = 0
-        self.skipped: set[UUID] = set()
-        self.after: UUID | None = None
-        self.cursor: tuple[int, UUID] | None = None
-        self.samples: deque[tuple[float, int]] = deque()
-
-    def note(self, now: float, size: int) -> None:
-        """One more segment, ``size`` bytes of its shard."""
-        self.done += 1
-        self.bytes_done += size
-        self.samples.append((now, self.bytes_done))
-        while self.samples[0][0] < now - RATE_WINDOW_S and len(self.samples) > 2:
-            self.samples.popleft()
-
-    def rate(self) -> float:
-        """Bytes per second over the window."""
-        if len(self.samples) < 2:
-            return 0.0
-        (began, first), (ended, last) = self.samples[0], self.samples[-1]
-        return (last - first) / max(ended - began, 1e-6)
-
-
 class Repairs:
-    """The repair queue and the rebuilds. `note` from any thread; `work_once` from one."""
+    """The repair queue and the walks. `note`, `note_member`, `look_again` from any thread; `work_once` from one."""
 
     def __init__(
         self,
@@ -95,27 +75,50 @@ class Repairs:
         self.pace = pace
         self._priority: Priority = "normal" if pace.priority == "pause" else pace.priority
         self._busy, self._clock, self._sleep = busy, clock, sleep
-        self._queue: dict[UUID, float] = {}
         self._lock = threading.Lock()
-        self._jobs: dict[UUID, Job] = {}
-        self._rest_until: dict[UUID, float] = {}
+        self._queue: dict[UUID, float] = {}  # segment → when it may be tried
+        self._wanted: dict[Key, float] = {}  # walk → when it may begin
+        self._jobs: dict[Key, Job] = {}
         self.wake: Callable[[], None] = lambda: None
 
-    # -- the queue ----------------------------------------------------------------------------------------
+    # -- what is to be done -------------------------------------------------------------------------------
 
     def note(self, segment: UUID) -> None:
         """This segment misses a shard, or holds a damaged one."""
         with self._lock:
-            self._queue[segment] = 0.0
+            if segment in self._queue or len(self._queue) < QUEUE_LIMIT:
+                self._queue[segment] = 0.0
+                full = False
+            else:
+                full = True
+        if full:
+            self.look_again()
         self.wake()
 
     def note_member(self, member: UUID) -> None:
         """A member is (back) here: all it missed."""
-        for segment, _index, _kind in self._catalog.exceptions(member):
-            self.note(segment)
+        self._want(("resync", member), 0.0)
+
+    def look_again(self) -> None:
+        """The members changed, or it is a start: whatever is missing anywhere and can be mended now."""
+        for entry in self._membership.roster.entries:
+            if self._membership.writable(entry.member) is not None:
+                self._want(("resync", entry.member), 0.0)
+        for former in self._formers():
+            self._want(("rehome", former), 0.0)
+
+    def _formers(self) -> set[UUID]:
+        """Members that segments name and no slot holds: removed ones, spares that came back from a slot."""
+        held = {e.member for e in self._membership.roster.entries if e.slot is not None}
+        return {m for m in self._catalog.placement_members() - held if self._catalog.load(m)[0]}
+
+    def _want(self, key: Key, due: float) -> None:
+        with self._lock:
+            self._wanted[key] = due
+        self.wake()
 
     def due(self) -> list[UUID]:
-        """Segments whose repair may be tried now."""
+        """Queued segments whose repair may be tried now."""
         now = self._clock()
         with self._lock:
             return [segment for segment, due in self._queue.items() if due <= now]
@@ -125,146 +128,171 @@ class Repairs:
         with self._lock:
             return len(self._queue)
 
-    def set_pace(self, pace: Pace) -> None:
-        """A new priority, floor or cap, from now on."""
-        self.pace = pace
-        self.wake()
+    # -- one step -----------------------------------------------------------------------------------------
 
     def work_once(self) -> bool:
-        """One repair, or one segment of a rebuild. True if there was anything to do."""
+        """One repair, from the queue or from a walk. True if there was anything to do."""
         if self.pace.priority == "pause":
             return False
-        segment = self._next_queued()
+        segment = next(iter(self.due()), None)
         if segment is not None:
-            self._timed(segment)
+            self._repair(segment)
             return True
-        return self._rebuild_once()
+        job = self._next_job()
+        if job is None:
+            return False
+        row = job.next_segment()
+        if row is None:
+            self._end(job)
+        else:
+            self._step(job, row)
+        return True
 
-    def _next_queued(self) -> UUID | None:
-        now = self._clock()
-        with self._lock:
-            return next((segment for segment, due in self._queue.items() if due <= now), None)
-
-    def _timed(self, segment: UUID) -> Outcome | None:
+    def _repair(self, segment: UUID) -> Outcome | None:
         began = self._clock()
         outcome = try_repair(self._rebuilder, segment)
         with self._lock:
             self._queue.pop(segment, None)
             if outcome is None or not outcome.whole:
                 self._queue[segment] = self._clock() + RETRY_S
-        if outcome is not None and outcome.bytes:
-            took = self._clock() - began
-            rest = self.pace.delay_s(outcome.bytes, took, busy=self._busy())
-            if rest > 0:
-                self._sleep(rest)
+        self._rest(outcome, began)
         return outcome
 
-    # -- rebuilds -----------------------------------------------------------------------------------------
+    def _rest(self, outcome: Outcome | None, began: float) -> None:
+        if outcome is not None and outcome.bytes:
+            rest = self.pace.delay_s(outcome.bytes, self._clock() - began, busy=self._busy())
+            if rest > 0:
+                self._sleep(rest)
+
+    # -- walks --------------------------------------------------------------------------------------------
+
+    def _next_job(self) -> Job | None:
+        """The walk to go on with: a rebuild before a resync before a rehoming."""
+        now = self._clock()
+        with self._lock:
+            due = [key for key, at in self._wanted.items() if at <= now]
+            resting = {key for key, at in self._wanted.items() if at > now}
+        keys: list[Key] = [("rebuild", e.member) for e in self._rebuilding() if ("rebuild", e.member) not in resting]
+        keys += [key for key in due if key[0] == "resync"] + [key for key in due if key[0] == "rehome"]
+        for key in keys:
+            if key in self._jobs or key[0] != "resync" or self._membership.writable(key[1]) is not None:
+                return self._jobs.get(key) or self._begin(key)
+            with self._lock:
+                self._wanted.pop(key, None)  # it is away again, and says so when it is back
+        return None
 
     def _rebuilding(self) -> list[RosterEntry]:
-        """Members being rebuilt that are there."""
-        entries = self._membership.roster.entries
-        return [
-            e
-            for e in entries
-            if e.state == MemberState.REBUILDING
-            and self._membership.writable(e.member) is not None
-            and self._rest_until.get(e.member, 0.0) <= self._clock()
+        """Members being rebuilt that are there; jobs of others are forgotten."""
+        there = [
+            entry
+            for entry in self._membership.roster.entries
+            if entry.state == MemberState.REBUILDING and self._membership.writable(entry.member) is not None
         ]
+        for key in [k for k in self._jobs if k[0] == "rebuild" and k[1] not in {e.member for e in there}]:
+            del self._jobs[key]
+        return there
 
-    def _rebuild_once(self) -> bool:
-        for entry in self._rebuilding():
-            job = self._jobs.get(entry.member) or self._begin(entry)
-            page = self._page(job)
-            if page:
-                for row in page:
-                    if self.pace.priority == "pause":
-                        return True
-                    self._rebuild_segment(job, row)
-                    if self._next_queued() is not None:
-                        return True
-                return True
-            self._finish(job)
-            return True
-        return False
-
-    def _begin(self, entry: RosterEntry) -> Job:
-        assert entry.slot is not None
-        others = [e.member for e in self._membership.roster.slot_entries(entry.slot) if e.member != entry.member]
-        # a member that was judged failed and put online again has no predecessor: all it should hold is looked at
-        old = others or [entry.member]
-        counted = [self._catalog.load(member) for member in old]
-        job = Job(entry, old, sum(c[0] for c in counted), sum(c[1] for c in counted))
-        self._jobs[entry.member] = job
+    def _begin(self, key: Key) -> Job:
+        kind, member = key
+        entry = self._membership.roster.find(member)
+        job = Job(key, None if entry is None else entry.slot, HeldWalk(self._catalog, member))
+        if kind == "resync":
+            job.walk = MissedWalk(self._catalog, member)
+        elif kind == "rebuild" and (old := self._predecessors(entry)):
+            job.walk = ReplacedWalk(self._catalog, self._membership.away, old)
+            job.total, job.bytes_total = self._load(old)
+        else:
+            job.total, job.bytes_total = self._load(frozenset({member}))
+        self._jobs[key] = job
         return job
 
-    def _page(self, job: Job) -> list[SegmentRow]:
-        """The next segments, fewest surviving shards first, then in disk order; at the end of one pass, nothing."""
-        if job.new.member in job.old:
-            rows = self._catalog.segments_on(job.new.member, after=job.after, limit=PAGE)
-            job.after = rows[-1].segment if rows else job.after
-            return rows
-        while True:
-            away = self._membership.away() | set(job.old)
-            page = self._catalog.endangered(away, after=job.cursor, limit=PAGE)
-            if not page:
-                return []
-            job.cursor = page[-1].cursor
-            rows = [one.segment for one in page if set(job.old) & set(one.segment.placement.members)]
-            if rows:
-                return rows
+    def _predecessors(self, entry: RosterEntry | None) -> frozenset[UUID]:
+        """The others in the slot; a member that was judged failed and put online again has none."""
+        if entry is None or entry.slot is None:
+            return frozenset()
+        others = self._membership.roster.slot_entries(entry.slot)
+        return frozenset(other.member for other in others if other.member != entry.member)
 
-    def _rebuild_segment(self, job: Job, row: SegmentRow) -> None:
-        if job.new.member in job.old:
-            self._look_at(job.new.member, row)
-        outcome = self._timed(row.segment)
+    def _load(self, members: frozenset[UUID]) -> tuple[int, int]:
+        counted = [self._catalog.load(member) for member in members]
+        return sum(segments for segments, _bytes in counted), sum(size for _segments, size in counted)
+
+    def _step(self, job: Job, row: SegmentRow) -> None:
+        if job.key[0] == "rebuild" and not isinstance(job.walk, ReplacedWalk):
+            self._look_at(job.key[1], row)
+        began = self._clock()
+        outcome = try_repair(self._rebuilder, row.segment)
         if outcome is None or not outcome.whole:
             job.skipped.add(row.segment)
-        job.note(self._clock(), shard_length(row.payload_length, row.placement.geometry.k))
+        job.note(self._clock(), row.body_offset + shard_length(row.payload_length, row.placement.geometry.k))
+        self._rest(outcome, began)
 
     def _look_at(self, uuid: UUID, row: SegmentRow) -> None:
         """A member that was judged failed: what it holds is believed only after every block was read."""
         member = self._membership.member(uuid)
+        if member is None or uuid not in row.placement.members:
+            return
         index = row.placement.members.index(uuid)
-        if member is not None and not self._is_good(member, row.segment, index):
+        verdict = _verdict(member, row.segment, index)
+        if verdict == Verdict.UNSUPPORTED:
+            self._catalog.mark(row.segment, index, "unsupported")
+        elif verdict != Verdict.GOOD:
             self._catalog.mark(row.segment, index, "damaged")
 
-    def _is_good(self, member: Member, segment: UUID, index: int) -> bool:
-        try:
-            return member.call("repair", lambda d, _c: inspect(d, segment, index, whole=True)).verdict == Verdict.GOOD
-        except MemberError:
-            return False
+    def _end(self, job: Job) -> None:
+        """End of a pass: done, or another pass after a while."""
+        kind, member = job.key
+        self._jobs.pop(job.key, None)
+        left = isinstance(job.walk, ReplacedWalk) and bool(self._load(job.walk.old)[0])
+        with self._lock:
+            if job.skipped or left:
+                self._wanted[job.key] = self._clock() + (REHOME_RETRY_S if kind == "rehome" else RETRY_S)
+            else:
+                self._wanted.pop(job.key, None)
+        if kind == "rebuild" and not left and not (job.skipped and not isinstance(job.walk, ReplacedWalk)):
+            self._rebuilt(member)
 
-    def _finish(self, job: Job) -> None:
-        """End of a pass: online when nothing is left on the old members, else another pass after a while."""
-        left = any(self._catalog.segments_on(old, after=None, limit=1) for old in job.old if old != job.new.member)
-        self._jobs.pop(job.new.member, None)
-        if left or (job.new.member in job.old and job.skipped):
-            self._rest_until[job.new.member] = self._clock() + RETRY_S
-            return
-        entry = self._membership.roster.find(job.new.member)
-        if entry is not None and entry.state == MemberState.REBUILDING:
-            self._membership.set_roster(apply(self._membership.roster, entry.member, RosterEvent.REBUILT))
+    def _rebuilt(self, member: UUID) -> None:
+        with self._lock:
+            self._wanted.pop(("rebuild", member), None)
+        with self._membership.changing:
+            entry = self._membership.roster.find(member)
+            if entry is not None and entry.state == MemberState.REBUILDING:
+                self._membership.set_roster(apply(self._membership.roster, member, RosterEvent.REBUILT))
+
+    # -- how it stands ------------------------------------------------------------------------------------
 
     def progress(self) -> list[Progress]:
-        """Each rebuild under way, as last seen."""
+        """Each walk under way, as last seen."""
         return [self._progress_of(job) for job in list(self._jobs.values())]
 
     def _progress_of(self, job: Job) -> Progress:
         rate = job.rate()
         left = max(0, job.bytes_total - job.bytes_done)
         return Progress(
-            slot=job.new.slot,
-            member=job.new.member,
+            kind=job.key[0],
+            slot=job.slot,
+            member=job.key[1],
             done=job.done,
             total=max(job.total, job.done),
             bytes_done=job.bytes_done,
             bytes_total=max(job.bytes_total, job.bytes_done),
             rate_bytes_s=rate,
-            eta_s=left / rate if rate > 0 else None,
+            eta_s=left / rate if rate > 0 and job.bytes_total else None,
             skipped=len(job.skipped),
             paused=self.pace.priority == "pause",
         )
+
+    def skipped(self) -> list[UUID]:
+        """Segments that the walks under way could not mend, so far."""
+        return sorted({segment for job in list(self._jobs.values()) for segment in job.skipped})
+
+    # -- pace ---------------------------------------------------------------------------------------------
+
+    def set_pace(self, pace: Pace) -> None:
+        """A new priority, floor or cap, from now on."""
+        self.pace = pace
+        self.wake()
 
     def control(self, action: str | None, priority: Priority | None) -> None:
         """Pause or resume, and the priority to go on with."""
@@ -282,6 +310,14 @@ class Repairs:
         """The priority that holds, or that will hold again after a pause."""
         return self._priority
 
-    def skipped(self) -> list[UUID]:
-        """Segments that the rebuilds under way could not mend, so far."""
-        return sorted(segment for job in list(self._jobs.values()) for segment in job.skipped)
+
+def _verdict(member: Member, segment: UUID, index: int) -> Verdict | None:
+    """What the shard on the member is worth, every block read; None when it cannot be told."""
+    try:
+        return member.call("repair", partial(_inspected, segment, index)).verdict
+    except RaiddError:
+        return None
+
+
+def _inspected(segment: UUID, index: int, disk: MemberDisk, _cancel: Cancel) -> Found:
+    return inspect(disk, segment, index, whole=True)

@@ -27,13 +27,15 @@ from raidd.array.roster import LAST_RESORT, READABLE, WRITABLE, MemberState, Pre
 class SegmentView:
     """A segment as the catalog has it. ``absent``: excepted indexes; ``shard_length``: bytes of body a shard.
 
-    ``damaged``: those of the absent that are there, and whose good blocks may be needed when too few are whole."""
+    ``damaged``: those of the absent that are there, and whose good blocks may be needed when too few are whole.
+    ``untouchable``: those of the absent that a newer raidd wrote: not to be read, and never repaired over."""
 
     segment: UUID
     placement: Placement
     absent: frozenset[int]
     shard_length: int
     damaged: frozenset[int] = frozenset()
+    untouchable: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,11 @@ def _present(view: SegmentView, members: MembersView) -> list[tuple[int, UUID]]:
 def _wanted(view: SegmentView, members: MembersView) -> list[int]:
     """Indexes to re-create, those that nobody can read now before those that only move."""
     moving = members.replacements.keys() | members.given_up
-    wanted = [i for i, member in enumerate(view.placement.members) if i in view.absent or member in moving]
+    wanted = [
+        i
+        for i, member in enumerate(view.placement.members)
+        if i not in view.untouchable and (i in view.absent or member in moving)
+    ]
     present = {index for index, _ in _present(view, members)}
     return sorted(wanted, key=lambda index: (index in present, index))
 

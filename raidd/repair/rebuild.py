@@ -23,13 +23,13 @@ from raidd.array.member_disk import MemberDisk, write_durable
 from raidd.array.members import Member
 from raidd.array.membership import Membership
 from raidd.array.reading import Reader, Span
-from raidd.array.roster import MemberState, Roster
+from raidd.array.roster import Roster
 from raidd.array.survey import Verdict, inspect
 from raidd.array.worker import Cancel
 from raidd.codec.geometry import shard_length
 from raidd.codec.segment import SealedShard, reseal
 from raidd.codec.shard import shard_path
-from raidd.errors import ImageUnreadable, MemberConflict, MemberError, MemberFaulty, ShardError
+from raidd.errors import ImageUnreadable, MemberConflict, MemberFaulty, RaiddError, ShardError
 from raidd.repair.plan import MembersView, SegmentView, members_view, plan_repairs
 
 LOG = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class Rebuilder:
         self._membership = membership
         self._reader = reader
         self._now, self._on_event = now, on_event
-        self._busy: dict[UUID, threading.Lock] = {}
-        self._lock = threading.Lock()
+        self._busy: set[UUID] = set()
+        self._free = threading.Condition()
 
     def repair(self, segment: UUID) -> Outcome:
         """Re-create every shard of the segment that is missing and has somewhere to go.
@@ -69,18 +69,36 @@ class Rebuilder:
         Raises ImageUnreadable when fewer than k good shards can be read."""
         with self._alone(segment):
             row = self._catalog.segment(segment)
-            if row is None:
+            if row is None or self._is_needless(row):
                 return Outcome(0, 0, True)
             plan = plan_repairs([self._view(row)], self._members(row))
             homes = {task.index: self._membership.writable(task.target) for task in plan.tasks}
             outcome = self._recreate(row, {i: m for i, m in homes.items() if m is not None and not m.full})
             return Outcome(outcome.written, outcome.bytes, not plan.stuck and outcome.written == len(plan.tasks))
 
+    def _is_needless(self, row: SegmentRow) -> bool:
+        """A segment that is lost, while all its images are protected elsewhere, is forgotten (format.md, C5).
+
+        Its id is looked for from then on: what is left of its shards is taken away, or adopted if disks come back."""
+        away = self._membership.away()
+        excepted = self._catalog.excepted(row.segment)
+        present = sum(i not in excepted and m not in away for i, m in enumerate(row.placement.members))
+        if present >= row.placement.geometry.k:
+            return False
+        images = self._catalog.segment_images(row.segment, away)
+        elsewhere = all(i.state == "protected" and all(p.segment != row.segment for p in i.parts) for i in images)
+        if not images or not elsewhere or self._catalog.holds_incomplete(row.segment):
+            return False
+        self._catalog.keep_reserved([row.segment])
+        self._catalog.forget([row.segment], self._now(), "lost; its images are protected elsewhere")
+        return True
+
     def _view(self, row: SegmentRow) -> SegmentView:
         length = shard_length(row.payload_length, row.placement.geometry.k)
         excepted = self._catalog.excepted(row.segment)
         damaged = frozenset(index for index, kind in excepted.items() if kind == "damaged")
-        return SegmentView(row.segment, row.placement, frozenset(excepted), length, damaged)
+        untouchable = frozenset(index for index, kind in excepted.items() if kind == "unsupported")
+        return SegmentView(row.segment, row.placement, frozenset(excepted), length, damaged, untouchable)
 
     def _members(self, row: SegmentRow) -> MembersView:
         """The members as they are now; for the shards of former members, the emptiest of the others adopt."""
@@ -95,8 +113,11 @@ class Rebuilder:
         if not homes:
             return Outcome(0, 0, False)
         length = shard_length(row.payload_length, row.placement.geometry.k)
-        adopted = [index for index, member in homes.items() if self._already_there(row, index, member)]
-        left = [index for index in homes if index not in adopted]
+        verdicts = {index: self._look(row, index, member) for index, member in homes.items()}
+        for index in [index for index, verdict in verdicts.items() if verdict == Verdict.UNSUPPORTED]:
+            self._catalog.mark(row.segment, index, "unsupported")  # a newer raidd wrote it: never repaired over
+        adopted = [index for index, verdict in verdicts.items() if verdict == Verdict.GOOD]
+        left = [index for index, verdict in verdicts.items() if verdict not in (Verdict.GOOD, Verdict.UNSUPPORTED)]
         done = [(row.segment, index, homes[index].uuid) for index in adopted]
         if left:
             sibling = self._reader.prefix(row, range(row.placement.geometry.n))
@@ -111,34 +132,34 @@ class Rebuilder:
         written = len(done) - len(adopted)
         return Outcome(len(done), written * length, False)
 
-    def _already_there(self, row: SegmentRow, index: int, member: Member) -> bool:
-        """A late write, or a repair that a crash interrupted after C1: good if every byte is."""
+    def _look(self, row: SegmentRow, index: int, member: Member) -> Verdict:
+        """What already lies at the place of the shard: GOOD only if every byte is right and durable (a late write, or
+        a repair that a crash interrupted after C1)."""
         try:
             found = member.call("repair", lambda disk, _c: inspect(disk, row.segment, index, whole=True))
-        except MemberError:
-            return False
+        except RaiddError:
+            return Verdict.UNREACHABLE
         if found.verdict != Verdict.GOOD or found.prefix is None:
-            return False
+            return found.verdict
         try:
-            sources = [i for i in range(row.placement.geometry.n) if i != index]
-            sibling = self._reader.prefix(row, sources)
+            sibling = self._reader.prefix(row, [i for i in range(row.placement.geometry.n) if i != index])
         except ImageUnreadable:
-            return False
+            return Verdict.DAMAGED
         agrees = found.prefix.agreement() == sibling.agreement() and found.prefix.table_matches_manifest()
-        return agrees and self._settled(member)
+        return Verdict.GOOD if agrees and self._settled(member) else Verdict.DAMAGED
 
     def _settled(self, member: Member) -> bool:
         """Make a file that is already there durable before it counts: its writer may have died before C1 ended."""
         try:
             member.call("repair", lambda disk, _c: disk.sync_all())
-        except MemberError:
+        except RaiddError:
             return False
         return True
 
     def _write(self, member: Member, row: SegmentRow, shard: SealedShard) -> bool:
         try:
             member.call("repair", lambda disk, cancel: self._put(disk, cancel, row.segment, shard))
-        except MemberError as error:
+        except RaiddError as error:
             LOG.warning(
                 "segment %s shard %s was not re-created on %s: %s", row.segment, shard.index, member.path, error
             )
@@ -176,18 +197,22 @@ class Rebuilder:
 
     @contextmanager
     def _alone(self, segment: UUID) -> Iterator[None]:
-        with self._lock:
-            lock = self._busy.setdefault(segment, threading.Lock())
-        with lock:
+        """All repairs of one segment, one after the other."""
+        with self._free:
+            self._free.wait_for(lambda: segment not in self._busy)
+            self._busy.add(segment)
+        try:
             yield
-        with self._lock:
-            if not lock.locked():
-                self._busy.pop(segment, None)
+        finally:
+            with self._free:
+                self._busy.discard(segment)
+                self._free.notify_all()
 
 
 def _is_former(roster: Roster, member: UUID) -> bool:
+    """No slot holds it: removed, or a spare that came back after its slot was taken."""
     entry = roster.find(member)
-    return entry is None or entry.state == MemberState.RETIRED
+    return entry is None or entry.slot is None
 
 
 def try_repair(rebuilder: Rebuilder, segment: UUID) -> Outcome | None:
