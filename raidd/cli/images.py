@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def list_images(
     context: typer.Context,
-    words: Annotated[list[str] | None, typer.Argument(help="Each must be in one of the names.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="WORDS", help="Each must be in one of the names.")] = None,
     patient: Annotated[str | None, typer.Option(help="The animal's name or id.")] = None,
     owner: Annotated[str | None, typer.Option(help="The responsible person.")] = None,
     species: Annotated[str | None, typer.Option(help="As the machine wrote it: canine, Katze …")] = None,
@@ -152,7 +152,7 @@ def _get_into(asked: Daemon, image: api.ImageInfo, target: Path, force: bool, ba
 
 def verify(
     context: typer.Context,
-    uids: Annotated[list[str] | None, typer.Argument(metavar="[UID]...", help="SOP Instance UIDs.")] = None,
+    uids: Annotated[list[str] | None, typer.Argument(metavar="UID", help="SOP Instance UIDs.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All images there are.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -33,8 +33,8 @@ from raidd.cli.invocation import invocation
 
 MODULE = "raidd.daemon.offline"
 
-Mounts = Annotated[list[Path], typer.Argument(metavar="MOUNT...", help="The folders where the disks are mounted.")]
-SomeMounts = Annotated[list[Path] | None, typer.Argument(metavar="[MOUNT]...", help="Default: all that are mounted.")]
+Mounts = Annotated[list[Path], typer.Argument(metavar="MOUNT", help="The folders where the disks are mounted.")]
+SomeMounts = Annotated[list[Path] | None, typer.Argument(metavar="MOUNT", help="Default: all that are mounted.")]
 
 
 def register(app: typer.Typer) -> None:
