@@ -47,10 +47,15 @@ def write_template(path: Path, values: Mapping[str, Any] | None = None) -> bool:
     The file holds no secret (passwords are in files of their own), and raidctl reads it as any user. Folders that
     are missing above it are made. RequestRefused when it cannot be written.
     """
+    return write_settings(path, render_template(values))
+
+
+def write_settings(path: Path, text: str) -> bool:
+    """The same with a text of one's own: the copy that a member kept."""
     if path.exists():
         return False
     try:
-        return _write_new(path, render_template(values).encode())
+        return _write_new(path, text.encode())
     except OSError as error:
         raise RequestRefused(
             f"cannot write the settings file {path}: {error.strerror}",

@@ -11,16 +11,22 @@ admin-guide/sysfs-rules); absent for what is not a whole disk.
 from __future__ import annotations
 
 import os
+import pwd
+import shlex
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from raidd.array.discovery import each_in_time
 from raidd.array.host import filesystem, find_member_folders, is_blank, whole_disks
 from raidd.errors import RequestRefused
 
 FILESYSTEMS = ("ext4", "xfs", "btrfs", "zfs")
 """Whose fsync and rename were tried with power cuts."""
+LOOK_S = 4.0
+"""How long a member's mount is asked which disk it is on."""
 SYSTEM_FOLDERS = ("/", "/usr", "/var", "/home", "/boot")
 
 
@@ -48,7 +54,8 @@ def examine(
 ) -> list[Newcomer]:
     """All of these folders as new members, beside members at ``taken``. RequestRefused names every fault at once."""
     faults: list[str] = []
-    newcomers = [one for path in paths if (one := _look(path, allow_filesystem, faults)) is not None]
+    other_filesystem = allow_filesystem or allow_same_device  # a trial may be on anything
+    newcomers = [one for path in paths if (one := _look(path, other_filesystem, faults)) is not None]
     if len({one.path for one in newcomers}) != len(newcomers):
         faults.append("the same folder is named twice")
     shared = _shared(newcomers, taken, state_dir)
@@ -62,10 +69,13 @@ def examine(
 def _next_step(faults: Sequence[str]) -> str:
     if any("same disk" in fault for fault in faults):
         return "Give each member a disk of its own; to try raidd out on one disk: --allow-same-device"
-    return "Mount an empty disk and name its mount point (sudo raidctl disk list); nothing was changed."
+    return "Mount an empty disk and name its mount point (lsblk -f lists disks and mounts); nothing was changed."
 
 
 def _look(path: str, allow_filesystem: bool, faults: list[str]) -> Newcomer | None:
+    if not os.path.isabs(path) or "\0" in path:
+        faults.append(f"{path!r} is not the absolute path of a folder")
+        return None
     real = os.path.realpath(path)
     if not os.path.isdir(real):
         faults.append(f"{path} is not a folder; is the disk mounted?")
@@ -75,7 +85,7 @@ def _look(path: str, allow_filesystem: bool, faults: list[str]) -> Newcomer | No
         faults.append(f"{path} is a member already: {', '.join(labelled)}")
         return None
     if not os.access(real, os.W_OK | os.X_OK):
-        faults.append(f"{path} cannot be written to by this user")
+        faults.append(f"{path} cannot be written to by user {_me()}: sudo chown {_me()} {shlex.quote(real)}")
         return None
     if not is_blank(real):
         faults.append(f"{path} is not blank: it holds other files, and raidd never shares a disk")
@@ -95,7 +105,7 @@ def _look(path: str, allow_filesystem: bool, faults: list[str]) -> Newcomer | No
 def _shared(newcomers: Sequence[Newcomer], taken: Iterable[str], state_dir: str) -> list[str]:
     """A sentence for each newcomer whose disk is not its own."""
     faults = []
-    owners = {d: f"the member at {path}" for path in taken if os.path.isdir(path) for d in whole_disks(path)}
+    owners = {disk: f"the member at {path}" for path, disks in _disks_in_time(taken) for disk in disks}
     for folder in (*SYSTEM_FOLDERS, state_dir):
         for disk in whole_disks(folder) if folder and os.path.isdir(folder) else ():
             owners.setdefault(disk, "the system")
@@ -105,6 +115,20 @@ def _shared(newcomers: Sequence[Newcomer], taken: Iterable[str], state_dir: str)
         for disk in one.disks:
             owners.setdefault(disk, one.path)
     return faults
+
+
+def _disks_in_time(paths: Iterable[str]) -> Iterator[tuple[str, frozenset[str]]]:
+    """The disks behind the members. One that hangs must not keep its replacement out: it is passed over."""
+    asked = list(paths)
+    answers = each_in_time([partial(whole_disks, path) for path in asked], LOOK_S)
+    return ((path, disks) for path, disks in zip(asked, answers, strict=True) if disks is not None)
+
+
+def _me() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def hardware(disk: str) -> tuple[str, str]:

@@ -202,6 +202,34 @@ def create_member_folder(
         raise _translated(error, path, f"make raidd-{uuid}", str(uuid)) from error
 
 
+def remove_newborn(path: str, uuid: UUID) -> None:
+    """Undo a birth that nothing has followed: the folder holds no image yet. A crash leaves a blank disk."""
+    newborn = Path(path) / f".raidd-new-{uuid}"
+    try:
+        (Path(path) / f"raidd-{uuid}").rename(newborn)
+        shutil.rmtree(newborn)
+    except OSError as error:
+        raise _translated(error, path, f"remove raidd-{uuid}", str(uuid)) from error
+
+
+def own_member_folder(path: str, uuid: UUID, owner: tuple[int, int]) -> None:
+    """Give all of a member folder to (uid, gid). Links are given, never followed; what is theirs already is left."""
+    top = Path(path) / f"raidd-{uuid}"
+    try:
+        for folder, _folders, files in os.walk(top, onerror=_raise):
+            for name in ("", *files):
+                entry = os.path.join(folder, name) if name else folder
+                seen = os.lstat(entry)
+                if (seen.st_uid, seen.st_gid) != owner:
+                    os.lchown(entry, *owner)
+    except OSError as error:
+        raise _translated(error, path, f"give raidd-{uuid} to another user", str(uuid)) from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _first_files() -> dict[str, bytes]:
     return {"lock": b" " * LOCK_SIZE, "canary": bytes(CANARY_SIZE)}
 

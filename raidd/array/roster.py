@@ -355,15 +355,34 @@ def _check_new(roster: Roster, newcomer: RosterEntry) -> None:
         raise RequestRefused(f"{newcomer.member} is a member of {roster.array_name} already ({known.state})")
 
 
-_INSTEAD = {
-    RosterEvent.REPLACE_OLD: "It is in use: raidctl drain SLOT first, or raidctl offline SLOT.",
-    RosterEvent.RETIRE: "It is in use: raidctl drain SLOT first, or raidctl offline SLOT.",
-    RosterEvent.REPLACE_NEW: "Give a blank disk, or one of the spares.",
-    RosterEvent.DRAIN: "Only an online or suspect member can be drained.",
+_DONE_TO_IT = {
+    RosterEvent.REPLACE_OLD: "replaced",
+    RosterEvent.REPLACE_NEW: "used as a replacement",
+    RosterEvent.OFFLINE: "taken offline",
+    RosterEvent.ONLINE: "put online",
+    RosterEvent.RETURN: "put online",
+    RosterEvent.DRAIN: "drained",
+    RosterEvent.RETIRE: "removed",
 }
 
 
 def _refusal(entry: RosterEntry, state: MemberState, event: RosterEvent) -> RequestRefused:
-    where = "the spare" if entry.slot is None else f"slot {entry.slot}"
-    message = f"{where} ({entry.member}) is {state}: {event} is not possible"
-    return RequestRefused(message, next_step=_INSTEAD.get(event, RequestRefused.next_step))
+    where = f"member {entry.member}" if entry.slot is None else f"slot {entry.slot} ({entry.member})"
+    done = _DONE_TO_IT.get(event)
+    wish = f"it cannot be {done}" if done else f"{event} is not possible"
+    return RequestRefused(f"{where} is {state}: {wish}", next_step=_instead(entry.slot, state, event))
+
+
+def _instead(slot: int | None, state: MemberState, event: RosterEvent) -> str:
+    """What the operator can do now. Slots are named, so that a command works when pasted."""
+    if event is RosterEvent.REPLACE_NEW:
+        return "Give a blank disk, or one of the spares."
+    if state is MemberState.REBUILDING:
+        return "It is being rebuilt; when that is done: raidctl wait --healthy"
+    if state is MemberState.MISSING and event in (RosterEvent.ONLINE, RosterEvent.RETURN):
+        return f"It is used again once its disk answers: check cable, power and mount, or: raidctl replace {slot} MOUNT"
+    if state is MemberState.ONLINE and event in (RosterEvent.REPLACE_OLD, RosterEvent.RETIRE):
+        return f"It is in use. Take it out of use first: raidctl offline {slot}"
+    if event in (RosterEvent.ONLINE, RosterEvent.OFFLINE):
+        return "Nothing has to be done; raidctl status shows the array as it is now."
+    return RequestRefused.next_step

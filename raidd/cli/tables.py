@@ -61,7 +61,7 @@ def verified(result: VerifyResult) -> Text:
 def checked(result: CheckResult) -> Text:
     compared = f"{wording.count(result.segments, 'segment')} and {wording.count(result.images, 'image')} compared"
     verdict_ = f", {wording.count(len(result.findings), 'finding')}" if result.findings else ", all agree"
-    return Text("\n".join([*map(clean, result.findings), compared + verdict_]))
+    return Text("\n".join([*map(clean, result.findings), *map(clean, result.not_looked_at), compared + verdict_]))
 
 
 def plan(reply: ReplaceReply) -> Text:

@@ -2,20 +2,23 @@
 
 Each looks at everything first and refuses with the reason; then it changes the roster by its one transition table,
 durably, before anything that the change allows begins; then it is journaled with who asked for it. A crash in
-between leaves either the old roster or the new one, on the labels and in state_dir.
+between leaves either the old roster or the new one, on the labels and in state_dir; a state_dir that fails ends the
+process (`give_up`).
 """
 
 from __future__ import annotations
 
 import os
-import threading
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from uuid import uuid4
 
 from raidd import api
 from raidd.array.admission import Newcomer, examine
-from raidd.array.host import create_member_folder
+from raidd.array.catalog import Counts
+from raidd.array.host import create_member_folder, remove_newborn
 from raidd.array.label import label_for
 from raidd.array.local_disk import LocalDisk
 from raidd.array.member_disk import MemberDisk
@@ -33,11 +36,12 @@ from raidd.array.roster import (
 )
 from raidd.array.store import Store
 from raidd.config import Config
+from raidd.daemon.advice import quantity
+from raidd.daemon.opening import TAKEN_OFFLINE
 from raidd.daemon.papers import papers
 from raidd.daemon.view import View
-from raidd.errors import RequestRefused
+from raidd.errors import MemberError, RequestRefused, StateDirFaulty
 
-SPARE_MESSAGE = "It holds nothing until it replaces a member: raidctl replace SLOT MOUNT"
 Journal = Callable[[str, str, tuple[str, ...], dict[str, object]], None]
 
 
@@ -54,31 +58,40 @@ class Administration:
         unlock_member: Callable[[Member], None],
         journal: Journal,
         changed: Callable[[], None],
+        give_up: Callable[[StateDirFaulty], None],
     ) -> None:
         self._config, self._store, self._view = config, store, view
         self._membership: Membership = store.membership
         self._lock_disk, self._unlock_member = lock_disk, unlock_member
-        self._journal, self._changed = journal, changed
-        self._one_at_a_time = threading.Lock()
+        self._journal, self._changed, self._give_up = journal, changed, give_up
+
+    def use(self, config: Config) -> None:
+        """Settings that were changed while running."""
+        self._config = config
+
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        with self._membership.changing:
+            try:
+                yield
+            except StateDirFaulty as error:
+                self._give_up(error)
+                raise
 
     def add(self, request: api.AddRequest, actor: str) -> api.MemberReply:
         """A blank disk becomes a member in a new slot, or a spare."""
-        with self._one_at_a_time:
+        with self._one_at_a_time():
             newcomer = self._examine(request.path, request.allow_same_device, request.allow_filesystem)
             entry = _entry(newcomer, request.bay, request.enclosure)
             roster = add(self._roster(newcomer), entry, spare=request.spare)
             self._take_in(newcomer, entry, roster)
             self._journal(actor, "add", (str(entry.member),), {"path": newcomer.path, "spare": request.spare})
-        message = (
-            "It holds nothing until it replaces a member: raidctl replace SLOT MOUNT"
-            if request.spare
-            else _added_message(roster)
-        )
+        message = _spare_message(newcomer) if request.spare else _added_message(roster)
         return api.MemberReply(member=self._view.member_of(entry.member), message=message, warnings=_warnings(newcomer))
 
     def replace(self, slot: int, request: api.ReplaceRequest, actor: str) -> api.ReplaceReply:
         """A blank disk takes the place of a failed, missing, suspect or offline member, and is rebuilt."""
-        with self._one_at_a_time:
+        with self._one_at_a_time():
             spare = self._spare_at(request.path)
             if spare is not None:
                 return self._replace_by_spare(slot, spare, request.dry_run, actor)
@@ -136,9 +149,6 @@ class Administration:
 
     def _plan(self, slot: int, old: RosterEntry, new: RosterEntry, newcomer: Newcomer) -> api.ReplaceReply:
         size, unfit = self._to_rebuild(old, newcomer.free_bytes, newcomer.size_bytes)
-        warnings = _warnings(newcomer)
-        if unfit:
-            warnings.append(f"{unfit} bytes will not fit: the new disk is too small for all of slot {slot}")
         shown = api.MemberInfo(
             slot=slot,
             state="rebuilding",
@@ -157,30 +167,27 @@ class Administration:
             new=shown,
             rebuild_bytes=size,
             unfit_bytes=unfit,
-            warnings=warnings,
+            warnings=_warnings(newcomer),
         )
 
     def offline(self, slot: int, actor: str) -> api.MemberReply:
         """Let a member alone so that it can be unmounted; refused when images would be unprotected without it."""
-        with self._one_at_a_time:
+        with self._one_at_a_time():
             entry = self._membership.roster.slot_entry(slot)
-            before, after = self._without(entry)
-            if after > before:
-                raise RequestRefused(
-                    f"without slot {slot}, {after} images would not survive another failure",
-                    next_step="Bring the other members back or finish the rebuild first (raidctl status).",
-                )
-            self._set(apply(self._membership.roster, entry.member, RosterEvent.OFFLINE, self._presence(entry)))
-            self._let_go(entry, "taken offline by the operator")
+            roster = apply(self._membership.roster, entry.member, RosterEvent.OFFLINE, self._presence(entry))
+            self._refuse_to_endanger(entry)
+            self._set(roster)
+            self._let_go(entry, TAKEN_OFFLINE)
             self._journal(actor, "offline", (str(entry.member),), {"slot": slot})
         return api.MemberReply(member=self._view.member_of(entry.member), message="It may be unmounted now.")
 
     def online(self, slot: int, actor: str) -> api.MemberReply:
         """Use a member again that was taken offline or judged failed; what it missed is mended."""
-        with self._one_at_a_time:
+        with self._one_at_a_time():
             self._membership.roster.slot_entry(slot)  # RequestUnknown for a slot that is not there
             entry = self._membership.roster.slot_entries(slot)[0]
             self._set(apply(self._membership.roster, entry.member, RosterEvent.ONLINE, self._presence(entry)))
+            self._count_on_again(entry)
             self._journal(actor, "online", (str(entry.member),), {"slot": slot})
         self._changed()
         return api.MemberReply(
@@ -189,8 +196,9 @@ class Administration:
 
     def remove(self, slot: int, actor: str) -> api.MemberReply:
         """Take a slot's member out of the array for good; refused while images need it."""
-        with self._one_at_a_time:
+        with self._one_at_a_time():
             entry = self._membership.roster.slot_entry(slot)
+            roster = apply(self._membership.roster, entry.member, RosterEvent.RETIRE, self._presence(entry))
             answer = self.can_remove(slot)
             if answer.answer != "yes":
                 raise RequestRefused(
@@ -198,7 +206,7 @@ class Administration:
                     next_step=f"Give it a successor instead: raidctl replace {slot} MOUNT",
                 )
             shown = self._view.member_of(entry.member)
-            self._set(apply(self._membership.roster, entry.member, RosterEvent.RETIRE, self._presence(entry)))
+            self._set(roster)
             self._let_go(entry, "removed by the operator")
             self._membership.dismiss(entry.member)
             self._journal(actor, "remove", (str(entry.member),), {"slot": slot})
@@ -207,23 +215,53 @@ class Administration:
     def can_remove(self, slot: int) -> api.CanRemove:
         """Would every image still survive one more failure without this slot?"""
         entry = self._membership.roster.slot_entry(slot)
-        away = self._membership.away()
-        if self._store.catalog.counts(away).unreadable_images:
+        if unknown := self._view.unknown():
+            return api.CanRemove(slot=slot, answer="unknown", reason=unknown)
+        now, without = self._now_and_without(entry)
+        if now.unreadable_images:
             return api.CanRemove(
                 slot=slot, answer="unknown", reason="images cannot be read now; bring members back first"
             )
-        counts = self._store.catalog.counts(away | {entry.member})
-        if counts.unreadable_images or counts.unprotected_images:
-            number = counts.unprotected_images
-            return api.CanRemove(slot=slot, answer="no", reason=f"{number} images would be lost with the next disk")
+        if harm := _harm(without):
+            return api.CanRemove(slot=slot, answer="no", reason=harm)
         return api.CanRemove(slot=slot, answer="yes", reason="every image survives one more failure without it")
 
     # ---------------------------------------------------------------------------------------------------------
 
-    def _without(self, entry: RosterEntry) -> tuple[int, int]:
-        away = self._membership.away()
-        before = self._store.catalog.counts(away).unprotected_images
-        return before, self._store.catalog.counts(away | {entry.member}).unprotected_images
+    def _now_and_without(self, entry: RosterEntry) -> tuple[Counts, Counts]:
+        away, counts = self._membership.away(), self._store.catalog.counts
+        return counts(away), counts(away | {entry.member})
+
+    def _refuse_to_endanger(self, entry: RosterEntry) -> None:
+        if unknown := self._view.unknown():
+            raise RequestRefused(unknown, next_step="Try again when it is done: raidctl status shows how far it is.")
+        now, without = self._now_and_without(entry)
+        worse = (without.unreadable_images, without.unprotected_images) > (
+            now.unreadable_images,
+            now.unprotected_images,
+        )
+        if not worse:
+            return
+        others = any(state != MemberState.ONLINE for state in self._states_but(entry)) or now.absent_shards
+        raise RequestRefused(
+            f"with slot {entry.slot} taken out, {_harm(without)}",
+            next_step="Bring the other members back or finish the rebuild first (raidctl status)."
+            if others
+            else "To work on this disk, stop raidd meanwhile: systemctl stop raidd",
+        )
+
+    def _states_but(self, entry: RosterEntry) -> list[MemberState]:
+        roster = self._membership.roster
+        others = [e for e in roster.entries if e.slot is not None and e.member != entry.member]
+        return [self._membership.state(e.member) for e in others]
+
+    def _count_on_again(self, entry: RosterEntry) -> None:
+        """Errors are counted anew. One that was judged failed while it was there has no lock yet."""
+        member = self._membership.member(entry.member)
+        if member is not None:
+            member.put_online()
+            if member.present:
+                member.call("probe", lambda disk, _c: self._lock_disk(disk))
 
     def _presence(self, entry: RosterEntry) -> Presence:
         return self._membership.presence(entry.member)
@@ -259,7 +297,10 @@ class Administration:
             member.call("probe", lambda disk, _c: self._lock_disk(disk))
             member.space = member.call("probe", lambda disk, _c: disk.space())
         except BaseException:
+            self._unlock_member(member)
             self._membership.dismiss(entry.member)
+            with suppress(MemberError):  # its label names a roster that never came to be
+                remove_newborn(newcomer.path, entry.member)
             raise
         member.arrive()
         self._set(roster)
@@ -290,6 +331,19 @@ def _entry(newcomer: Newcomer, bay: str, enclosure: str) -> RosterEntry:
 
 def _warnings(newcomer: Newcomer) -> list[str]:
     return ["it shares its disk with another member: this is a trial and protects nothing"] if newcomer.trial else []
+
+
+def _harm(counts: Counts) -> str:
+    """What it means for the images to be so; "" if all survive another failure."""
+    if counts.unreadable_images:
+        return f"{quantity(counts.unreadable_images, 'image')} could not be read"
+    if counts.unprotected_images:
+        return f"{quantity(counts.unprotected_images, 'image')} would be lost with the next disk"
+    return ""
+
+
+def _spare_message(newcomer: Newcomer) -> str:
+    return f"It holds nothing until it replaces a member: raidctl replace SLOT {shlex.quote(newcomer.path)}"
 
 
 def _added_message(roster: Roster) -> str:

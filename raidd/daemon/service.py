@@ -5,31 +5,37 @@ Thin: each method asks one part and puts the answer into the messages of api.py.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 from raidd import api
 from raidd.array.catalog import ImageQuery, ImageRow
 from raidd.array.store import Store
 from raidd.daemon import long_requests
-from raidd.daemon.administration import Administration
+from raidd.daemon.administration import Administration, Journal
+from raidd.daemon.beginning import Beginning
 from raidd.daemon.streams import ImageContent
 from raidd.daemon.view import View, image_info
 from raidd.errors import ImageNotFound
 from raidd.inbox.batch import Ingest
 from raidd.repair.jobs import Repairs
 
-LOG = logging.getLogger(__name__)
-
 
 class Service:
     """Any thread."""
 
     def __init__(
-        self, store: Store, view: View, repairs: Repairs, ingest: Ingest, administration: Administration
+        self,
+        store: Store,
+        view: View,
+        repairs: Repairs,
+        ingest: Ingest,
+        administration: Administration,
+        beginning: Beginning,
+        journal: Journal,
     ) -> None:
         self._store, self._view, self._repairs = store, view, repairs
         self._ingest, self._administration = ingest, administration
+        self._beginning, self._journal = beginning, journal
 
     # -- looking ------------------------------------------------------------------------------------------
 
@@ -40,9 +46,12 @@ class Service:
         return api.InboxInfo(
             waiting=self._ingest.waiting,
             rejected=self._ingest.rejected,
-            last_stored_at=self._ingest.last_stored_at,
-            reason=self._store.writable(),
+            last_stored_at=self._ingest.last_stored_at or self._store.catalog.last_written_at(),
+            reason=self._held_up(),
         )
+
+    def _held_up(self) -> str:
+        return self._beginning.waiting() or self._store.writable()
 
     def images(self, search: api.ImageSearch) -> api.ImageList:
         query = ImageQuery(
@@ -66,8 +75,15 @@ class Service:
         row = self._store.catalog.image(uid, version, away=self._store.membership.away())
         if row is None:
             named = uid if version is None else f"{uid}, version {version}"
-            raise ImageNotFound(f"no image has the SOP Instance UID {named}")
+            raise self._not_found(f"no image has the SOP Instance UID {named}")
         return row
+
+    def _not_found(self, message: str) -> ImageNotFound:
+        """While the catalog is being made again, what it does not know may well exist."""
+        unknown = self._beginning.unknown()
+        if not unknown:
+            return ImageNotFound(message)
+        return ImageNotFound(f"{message} so far: {unknown}", next_step="Try again when it is done: raidctl status")
 
     def content(self, uid: str, version: int | None) -> ImageContent:
         row = self._row(uid, version)
@@ -76,7 +92,7 @@ class Service:
     def study_images(self, uid: str) -> api.ImageList:
         rows = self._store.catalog.study_images(uid, away=self._store.membership.away())
         if not rows:
-            raise ImageNotFound(f"no study has the UID {uid}")
+            raise self._not_found(f"no study has the UID {uid}")
         return api.ImageList(images=[image_info(row) for row in rows])
 
     # -- long ---------------------------------------------------------------------------------------------
@@ -87,10 +103,11 @@ class Service:
     def wait(self, request: api.WaitRequest) -> Iterator[api.WaitProgress | api.WaitResult]:
         return long_requests.wait(
             request,
-            idle=self._ingest.idle_once,
+            idle=lambda: self._beginning.over and self._ingest.idle_once(),
             waiting=lambda: self._ingest.waiting,
             repairs=self._repairs.queued,
-            healthy=lambda: long_requests.is_healthy(self._store),
+            healthy=self._view.is_healthy,
+            held_up=self._held_up,
         )
 
     def check_catalog(self) -> Iterator[api.CheckProgress | api.CheckResult]:
@@ -121,5 +138,5 @@ class Service:
 
     def set_rebuild(self, request: api.RebuildRequest, *, actor: str) -> api.RebuildStatus:
         self._repairs.control(request.action, request.priority)
-        LOG.info("rebuild: action %s, priority %s, asked by %s", request.action, request.priority, actor)
+        self._journal(actor, "rebuild", (), request.model_dump(exclude_none=True))
         return self._view.rebuild()

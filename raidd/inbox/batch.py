@@ -85,6 +85,10 @@ class Ingest:
         self._hold_until = float("-inf")
         self._hold_s = HOLD_S
 
+    def limit_images(self, image_max_bytes: int) -> None:
+        """Larger files are refused from now on."""
+        self._preparer.image_max_bytes = image_max_bytes
+
     # The preparing thread
 
     def prepare_once(self, timeout_s: float = 1.0) -> bool:

@@ -73,7 +73,7 @@ class Custody:
         token: Callable[[], str] = lambda: secrets.token_hex(8),
     ) -> None:
         self._roots = tuple(roots)
-        self._keep_days = keep_days
+        self.keep_days = keep_days
         self._now = now
         self._step = step
         self._token = token
@@ -88,7 +88,7 @@ class Custody:
             with opened_for_writing(offer.root.stored, below) as target:
                 bring(folder, held, target, offer.name)
 
-        return self._leave(offer, to_stored if self._keep_days > 0 else None)
+        return self._leave(offer, to_stored if self.keep_days > 0 else None)
 
     def reject(self, offer: Offer, code: RefusalCode, detail: str = "") -> Outcome:
         """Move a refused file to ``<inbox>-rejected``, into the subfolder it lay in, with NAME.reason.txt."""
@@ -191,9 +191,9 @@ class Custody:
 
     def expire_kept(self) -> int:
         """Remove the days in ``<inbox>-stored`` that are older than ``keep_days``; how many."""
-        if self._keep_days <= 0:
+        if self.keep_days <= 0:
             return 0
-        oldest = self._now().date() - timedelta(days=self._keep_days)
+        oldest = self._now().date() - timedelta(days=self.keep_days)
         return sum(_expire(place, oldest) for place in {root.stored for root in self._roots})
 
 

@@ -59,7 +59,7 @@ class Preparer:
         part_size: int = PART_SIZE,
     ) -> None:
         self._sink, self._watcher, self._endings, self._claims = sink, watcher, endings, claims
-        self._image_max_bytes, self._clock, self._now = image_max_bytes, clock, now
+        self.image_max_bytes, self._clock, self._now = image_max_bytes, clock, now
         self._part_size = part_size
         self._open: Batch | None = None
         self._kept: Offer | None = None
@@ -159,7 +159,7 @@ class Preparer:
         """Deal with one offer. False when the batch is full, or there is none."""
         if offer.owed is not None and self._settled(offer, offer.owed):
             return True
-        refusal = refused_unread(offer, self._image_max_bytes)
+        refusal = refused_unread(offer, self.image_max_bytes)
         if refusal is not None:
             self._endings.refuse(offer, refusal)
             return True
