@@ -39,23 +39,25 @@ class Replicator:
         self._furnished: set[UUID] = set()
 
     def replicate_once(self) -> bool:
-        """Append what is new to every member that is there. True while there is more."""
+        """Append what is new to every member that is there. True while there is more, and it goes on: a member that
+        could not take it (a full one stays) is tried again the next time, not at once."""
         head, _digest = self._catalog.journal_head()
         for member in self._membership.present_members():
             if member.uuid not in self._furnished:
                 self._try(member, self.furnish)
         behind = [m for m in self._membership.present_members() if self._replicated.get(m.uuid, -1) < head]
-        for member in behind:
-            self._try(member, self._append)
-        return any(m.present and self._replicated.get(m.uuid, -1) < head for m in behind)
+        took = [member for member in behind if self._try(member, self._append)]
+        return any(self._replicated[member.uuid] < head for member in took)
 
-    def _try(self, member: Member, work: Callable[[Member], None]) -> None:
-        """A member that fails has been judged; it is looked at again when it is back."""
+    def _try(self, member: Member, work: Callable[[Member], None]) -> bool:
+        """Whether it worked. A member that fails has been judged; it is looked at again when it is back."""
         try:
             work(member)
         except (MemberError, Cancelled) as error:
             LOG.warning("%s: %s", member.path, error.message)
             self.forget(member.uuid)
+            return False
+        return True
 
     def forget(self, member: UUID) -> None:
         """The member was away: what its replica holds has to be read again."""

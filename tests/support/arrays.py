@@ -17,12 +17,12 @@ import hashlib
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from raidd.array.catalog import Catalog, ImageRow, SegmentRow
 from raidd.array.commit import Receipt
@@ -36,12 +36,13 @@ from raidd.array.store import Draft
 from raidd.codec.geometry import Level, default_level, level_geometry, shard_length
 from raidd.codec.manifest import ManifestImage
 from raidd.config import Config, parse
-from raidd.daemon import graph
-from raidd.daemon.opening import Locks, Opened, _open_catalog, now_text
+from raidd.daemon import graph, opening
+from raidd.daemon.opening import Locks, Opened, _open_catalog
 from raidd.errors import ImageUnreadable, MemberAway, RaiddError
 from raidd.health.probe import Probe
 from tests.support.faulty_disk import FaultyDisk, SimulatedCrash
 from tests.support.memory_disk import MemoryDisk
+from tests.support.turns import Turns
 
 DEADLINE_S = 0.5
 
@@ -54,10 +55,12 @@ class CrashGate:
         self.at: int | None = None
         self.dead = False
         self.log: list[str] = []
+        self.before_step: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
 
     def step(self, name: str) -> None:
         """One more step; SimulatedCrash once the process has died."""
+        self.before_step()
         with self._lock:
             self.steps += 1
             self.log.append(name)
@@ -87,8 +90,10 @@ class SmallArray:
         seed: int = 1,
         capacity: int | None = None,
         deadline_s: float = DEADLINE_S,
+        turns: Turns | None = None,
     ) -> None:
         self.folder = folder
+        self.turns = turns
         self.state_dir = folder / "state"
         self.state_dir.mkdir(parents=True, exist_ok=True)
         self.random = Random(seed)
@@ -98,14 +103,20 @@ class SmallArray:
         self.events: list[tuple[str, str, str]] = []
         self.offers: dict[str, str] = {}
         self.gate = CrashGate()
-        self.memory = [MemoryDisk(path=f"/m/{i}", capacity_bytes=capacity) for i in range(members)]
+        self.memory = [self._new_disk(i, capacity) for i in range(members)]
         self.roster = self._found(level or Level(default_level(members)), members)
         self.lost: set[UUID] = set()
         self.start()
 
+    def _new_disk(self, number: int, capacity: int | None = None) -> MemoryDisk:
+        uuid = UUID(int=self.random.getrandbits(128), version=4)
+        return MemoryDisk(uuid, path=f"/m/{number}", capacity_bytes=capacity)
+
     def _found(self, level: Level, members: int) -> Roster:
         entries = [RosterEntry(disk.uuid, None, MemberState.SPARE, size=1 << 40) for disk in self.memory]
-        roster = new_roster(uuid4(), "test", level, level_geometry(level, members), entries)
+        roster = new_roster(
+            UUID(int=self.random.getrandbits(128), version=4), "test", level, level_geometry(level, members), entries
+        )
         for disk in self.memory:
             disk.put("label.json", label_for(disk.uuid, roster).pack())
         StateFile(self.state_dir).save(Remembered(roster, {d.uuid: d.path for d in self.memory}))
@@ -116,6 +127,8 @@ class SmallArray:
     def start(self, *, die_in: int | None = None) -> None:
         """What the daemon does at a start, with disks in memory. ``die_in``: it dies at that step after the opening."""
         self.gate = self._new_gate()
+        if self.turns is not None:
+            self.gate.before_step = self.turns.park
         self._open: list[Catalog] = []
         self._running: list[Member] = []
         self.disks = {disk.uuid: self._faulty(disk) for disk in self.memory}
@@ -151,11 +164,16 @@ class SmallArray:
 
     def clock(self) -> float:
         """Seconds, for what waits its turn: the repairs and the probe."""
-        return time.monotonic() + self.skipped_s
+        return self._monotonic() + self.skipped_s
+
+    def _monotonic(self) -> float:
+        return time.monotonic() if self.turns is None else self.turns.monotonic()
 
     def _faulty(self, disk: MemoryDisk) -> FaultyDisk:
         faulty = FaultyDisk(disk)
         faulty.on_call = self._stepper(self.gate)
+        if self.turns is not None:
+            faulty.while_hanging = self.turns.hanging
         return faulty
 
     @staticmethod
@@ -178,7 +196,7 @@ class SmallArray:
         here = uuid in self.disks and uuid not in self.lost
         disk = self.disks.get(uuid) or FaultyDisk(MemoryDisk(uuid, born=False))
         reason = "" if here else "lost"
-        member = Member(disk, deadline_s=self.deadline_s, clock=time.monotonic, present=here, reason=reason)
+        member = Member(disk, deadline_s=self.deadline_s, clock=self._monotonic, present=here, reason=reason)
         self._running.append(member)
         return member
 
@@ -200,6 +218,8 @@ class SmallArray:
         for member in self._running:
             for worker in member._workers.values():
                 while worker._thread.is_alive() and worker._thread not in self._hanging():
+                    if self.turns is not None:
+                        self.turns.run_all()
                     worker._thread.join(0.005)
         self.gate.die()
         for catalog in self._open:
@@ -300,13 +320,13 @@ class SmallArray:
 
     def replace(self, slot: int) -> UUID:
         """`raidctl replace` with a blank disk (administration.Administration.replace); returns the new member."""
-        disk = MemoryDisk(path=f"/m/{len(self.memory)}")
+        disk = self._new_disk(len(self.memory))
         old = self.membership.roster.slot_entry(slot)
         entry = RosterEntry(disk.uuid, None, MemberState.SPARE, size=1 << 40)
         roster = replace_member(self.membership.roster, slot, entry, self.membership.presence(old.member))
         self.disks[disk.uuid] = self._faulty(disk)
         member = Member(
-            self.disks[disk.uuid], deadline_s=self.deadline_s, clock=time.monotonic, present=False, reason="being made"
+            self.disks[disk.uuid], deadline_s=self.deadline_s, clock=self._monotonic, present=False, reason="new"
         )
         self._running.append(member)
         self.membership.admit(member)
@@ -317,7 +337,7 @@ class SmallArray:
         member.space = member.call("probe", lambda d, _c: d.space())
         member.arrive()
         self.membership.set_roster(roster)
-        self.catalog.append_journal(now_text(), "test", "replace", (str(disk.uuid),), detail={"slot": slot})
+        self.catalog.append_journal(opening.now_text(), "test", "replace", (str(disk.uuid),), detail={"slot": slot})
         self.welcome_all()
         return disk.uuid
 
@@ -384,7 +404,7 @@ class SmallArray:
             part_sha256=digest,
             size=len(data),
             sha256=digest,
-            received_at=now_text(),
+            received_at=opening.now_text(),
             source=source,
             identity={"patient_name": f"Owner^{uid}"},
         )

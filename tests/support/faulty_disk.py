@@ -19,7 +19,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from uuid import UUID
@@ -86,6 +86,7 @@ class FaultyDisk(MemberDisk):
         self.log: list[Call] = []
         self.on_call: Callable[[Call], object] | None = None
         self.hanging: set[threading.Thread] = set()
+        self.while_hanging: Callable[[], AbstractContextManager[None]] = nullcontext
         self._hangs: list[Hang] = []
         self._rules: Rules = []
         self._crash_at: int | None = None
@@ -257,10 +258,11 @@ class FaultyDisk(MemberDisk):
     def _hold(self, hang: Hang) -> None:
         thread = threading.current_thread()
         self.hanging.add(thread)
-        try:
-            hang.hold()
-        finally:
-            self.hanging.discard(thread)
+        with self.while_hanging():
+            try:
+                hang.hold()
+            finally:
+                self.hanging.discard(thread)
 
     def _enter(self, operation: str, path: str, detail: str) -> tuple[Call, Rules]:
         with self._lock:
