@@ -158,6 +158,7 @@ class Catalog(CatalogView):
     ) -> list[ImageRow]:
         """C4: images, placement, exceptions and the journal entry, at once; the images that this completed.
 
+        The ids of what it replaced are reserved again: their shards are looked for at each start until they are gone.
         RequestRefused: a purge or a newer segment overtook it, or it would replace what it does not carry on; nothing
         was changed, write it again. ValueError: its id was never reserved. With ``now_ms`` and ``random`` the reserve
         is topped up.
@@ -172,6 +173,7 @@ class Catalog(CatalogView):
             outcome = Intake(connection, self._groups).take(segment, manifest.images)
             _refuse_loss(connection, outcome, manifest)
             _release(connection, [manifest.segment])
+            _look_for(connection, outcome.replaced)
             if now_ms is not None and random is not None:
                 fresh = _reserve(connection, now_ms, random, max(wanted, 0))
             told = journal.renumbered(outcome.versions, {"segment": str(manifest.segment), **(detail or {})})
@@ -213,7 +215,9 @@ class Catalog(CatalogView):
         _release(connection, [manifest.segment])
         purged = {id(image) for image in purged_images(connection, manifest)}
         images = [image for image in manifest.images if id(image) not in purged]
-        return Intake(connection, self._groups).take(segment, images)
+        outcome = Intake(connection, self._groups).take(segment, images)
+        _look_for(connection, outcome.replaced)
+        return outcome
 
     def _keep_out(self, connection: Connection, manifest: Manifest) -> None:
         """A barred segment still tells what it replaced."""
@@ -221,7 +225,9 @@ class Catalog(CatalogView):
         seen.record(manifest.segment, manifest.replaces)
         successors = seen.successors(manifest.segment)
         if successors:
-            Intake(connection, self._groups).drop(seen.replaced_by(UUID(bytes=one) for one in successors))
+            replaced = seen.replaced_by(UUID(bytes=one) for one in successors)
+            Intake(connection, self._groups).drop(replaced)
+            _look_for(connection, replaced)
 
     def forget(self, segments: Iterable[UUID], now: str, reason: str) -> None:
         """Remove segments that are lost or were taken away; images that needed them are no longer listed."""
@@ -352,6 +358,11 @@ def _raise_last_id(connection: Connection, ids: Iterable[UUID]) -> None:
 def _release(connection: Connection, ids: Iterable[UUID]) -> None:
     for one in ids:
         connection.execute(delete(RESERVED).where(RESERVED.c.segment == one.bytes))
+
+
+def _look_for(connection: Connection, segments: Iterable[bytes]) -> None:
+    """Shards of these are left on members that nobody will ask for any more, but to take them away."""
+    put(connection, RESERVED, [{"segment": one} for one in segments])
 
 
 def _image_ids(manifest: Manifest) -> list[str]:

@@ -38,9 +38,10 @@ Version = tuple[str, str, int]
 @dataclass(slots=True)
 class Outcome:
     """What a change did: images (row ids) that got a complete copy; (UID, SHA-256) of those no longer listed; version
-    numbers that no manifest tells."""
+    numbers that no manifest tells; segments that the new one replaced."""
 
     completed: list[int] = field(default_factory=list)
+    replaced: set[bytes] = field(default_factory=set)
     unlisted: list[tuple[str, bytes]] = field(default_factory=list)
     versions: list[Version] = field(default_factory=list)
 
@@ -58,7 +59,7 @@ class Intake:
         """Take a segment in, with these of its images; what it replaces leaves. ShardDamaged: it contradicts itself."""
         manifest = new.manifest
         self._seen.record(manifest.segment, manifest.replaces)
-        leaving = self._seen.replaced_by([manifest.segment])
+        leaving = self._outcome.replaced = self._seen.replaced_by([manifest.segment])
         copies = self._copies_in(leaving) | {copy["id"] for copy in self._known_copies(images)}
         books = self._off_the_books(copies, images)
         self._remove_segments(leaving)
