@@ -185,6 +185,11 @@ class StateDirFaulty(ArrayError):
     next_step = "Check the system's disk, then start raidd again; nothing acknowledged depends on state_dir."
 
 
+FATAL = (StateDirFaulty, CatalogUnusable)
+"""Never an image's or a disk's fault, and nothing to go on from: who catches RaiddError around more than the work of a
+disk lets these through."""
+
+
 class OperatorError(RaiddError):
     """The request cannot be done as given; nothing was changed."""
 

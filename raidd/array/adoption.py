@@ -42,7 +42,7 @@ from raidd.array.survey import (
 from raidd.array.worker import Cancel
 from raidd.codec.manifest import Manifest, ManifestImage
 from raidd.codec.shard import day_folder
-from raidd.errors import MemberError, ShardDamaged
+from raidd.errors import RaiddError, ShardDamaged
 
 LOG = logging.getLogger(__name__)
 NEWEST_READ_WHOLE = 64
@@ -126,13 +126,13 @@ class Adoption:
         for uuid, member in members.items():
             try:
                 asked.append((uuid, member, member.submit("repair", partial(_look, days, wanted))))
-            except MemberError:
+            except RaiddError:
                 continue
         names: dict[UUID, list[tuple[UUID, int]]] = {}
         for uuid, member, operation in asked:
             try:
                 names[uuid] = member.result(operation)
-            except MemberError:
+            except RaiddError:  # the disk's fault, the host's, or it was dismissed meanwhile: nothing is known of it
                 continue
         return names, set(names)
 
@@ -141,7 +141,7 @@ class Adoption:
         for member in self._membership.present_members():
             try:
                 member.call("repair", lambda disk, _cancel: sweep(disk))
-            except MemberError as error:
+            except RaiddError as error:
                 LOG.warning("%s: tmp/ could not be emptied: %s", member.path, error.message)
 
     def _not_retired(self) -> set[UUID]:
@@ -241,7 +241,7 @@ class Adoption:
                 if member is None:
                     return False
                 member.call("repair", partial(_acted, act, shard))
-            except MemberError as error:
+            except RaiddError as error:
                 LOG.warning("segment %s shard %s: %s", shard.segment, shard.index, error.message)
                 done = False
         return done
@@ -306,7 +306,7 @@ class Adoption:
                 member.call("repair", _settle_down)
                 for segment, index in all_shard_names(member):
                     where[segment].append((member.uuid, index))
-            except MemberError as error:
+            except RaiddError as error:
                 LOG.warning("%s: %s", member.path, error.message)
         return where
 

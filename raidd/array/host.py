@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ _NO_DISK = re.compile(
     "proc|sysfs|cgroup2?|devpts|devtmpfs|securityfs|debugfs|tracefs|pstore|bpf|configfs|fusectl|mqueue|hugetlbfs|autofs"
     "|binfmt_misc|rpc_pipefs|nsfs|efivarfs|selinuxfs|fuse\\.portal|fuse\\.gvfsd-fuse"
 )
+_MOUNTINFO = Path("/proc/self/mountinfo")
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
@@ -46,7 +47,10 @@ class Mount:
 
 def mounts() -> list[Mount]:
     """Everything mounted in this process's namespace, in the order it was mounted."""
-    return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+    try:
+        return parse_mountinfo(_MOUNTINFO.read_bytes())
+    except OSError as error:  # the host is short of descriptors
+        raise _translated(error, str(_MOUNTINFO)) from error
 
 
 def parse_mountinfo(text: bytes) -> list[Mount]:
@@ -184,17 +188,23 @@ def _means_nothing(folder: Path, name: str) -> bool:
 
 
 def create_member_folder(
-    path: str, uuid: UUID, owner: tuple[int, int] | None = None, files: Mapping[str, bytes] | None = None
+    path: str,
+    uuid: UUID,
+    owner: tuple[int, int] | None = None,
+    files: Mapping[str, bytes] | None = None,
+    still_wanted: Callable[[], None] = lambda: None,
 ) -> None:
     """Make `path`/raidd-<uuid> whole: its folders, lock, canary, and `files` ({"label.json": …, "README.txt": …}).
 
     `owner` is (uid, gid), None to keep the caller's. Durable when it returns; after a crash either the whole folder is
     there or only a `.raidd-new-…`, which the next birth on this disk removes. MemberConflict if it exists.
+    `still_wanted` raises if nobody waits for it any more: on a disk that hung, nothing is born late.
     """
     newborn = Path(path) / f".raidd-new-{uuid}"
     try:
         _remove_unborn(Path(path))
         _build(newborn, {**_first_files(), **(files or {})}, owner)
+        still_wanted()
         _rename_whole(Path(path), newborn.name, f"raidd-{uuid}")
     except OSError as error:
         with suppress(OSError):

@@ -18,8 +18,7 @@ from raidd.array.journal import JournalDamaged, replica_head, replicate, rewrite
 from raidd.array.member_disk import FileNotThere, MemberDisk
 from raidd.array.members import Member
 from raidd.array.membership import Membership
-from raidd.array.worker import Cancelled
-from raidd.errors import MemberError
+from raidd.errors import FATAL, RaiddError
 
 LOG = logging.getLogger(__name__)
 EVERYTHING = 1 << 40
@@ -53,7 +52,9 @@ class Replicator:
         """Whether it worked. A member that fails has been judged; it is looked at again when it is back."""
         try:
             work(member)
-        except (MemberError, Cancelled) as error:
+        except FATAL:
+            raise
+        except RaiddError as error:
             LOG.warning("%s: %s", member.path, error.message)
             self.forget(member.uuid)
             return False

@@ -17,10 +17,10 @@ from uuid import UUID
 
 from raidd.array.member_disk import FileNotThere, MemberDisk
 from raidd.array.members import Lane, Member
-from raidd.array.worker import Cancel, Cancelled, Operation
+from raidd.array.worker import Cancel, Operation
 from raidd.codec.manifest import Manifest
 from raidd.codec.shard import HEAD_SIZE, Prefix, damaged_blocks, parse_head, parse_prefix, parse_shard_path, shard_path
-from raidd.errors import MemberError, ShardDamaged, ShardUnsupported
+from raidd.errors import RaiddError, ShardDamaged, ShardUnsupported
 
 FIRST_READ = 16384
 """Heads of ordinary segments fit; a larger one costs a second read."""
@@ -183,14 +183,14 @@ def inspect_all(
             try:
                 operation = member.submit(lane, partial(_inspect, segment, index, whole))
                 asked.append((segment, index, member, operation))
-            except MemberError:
+            except RaiddError:
                 result[segment].append(Found(segment, index, uuid, Verdict.UNREACHABLE))
     for segment, index, member, operation in asked:
         try:
             result[segment].append(member.result(operation))
         except FileNotThere:
             continue  # gone since it was listed
-        except (MemberError, Cancelled):
+        except RaiddError:
             result[segment].append(Found(segment, index, member.uuid, Verdict.UNREACHABLE))
     return dict(result)
 

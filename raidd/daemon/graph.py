@@ -29,7 +29,7 @@ from raidd.array.store import Store
 from raidd.config import Config
 from raidd.daemon.opening import NOT_KEPT_OPEN, Opened, lock_disk, now_ms, now_text, rebuild_catalog
 from raidd.daemon.papers import papers
-from raidd.errors import MemberAway, MemberError
+from raidd.errors import FATAL, MemberAway, MemberError, RaiddError
 from raidd.health.probe import Probe
 from raidd.repair.jobs import Repairs
 from raidd.repair.pace import Pace
@@ -184,7 +184,9 @@ def welcome_once(array: Array) -> None:
         opened.membership.remember()
         array.adoption.settle(stale_ids(array))
         array.repairs.note_member(member.uuid)
-    except MemberError as error:
+    except FATAL:
+        raise
+    except RaiddError as error:
         LOG.warning("%s came and went: %s", member.path, error.message)
 
 

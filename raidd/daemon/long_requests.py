@@ -16,7 +16,7 @@ from raidd.array.store import Store
 from raidd.array.survey import all_shard_names, shard_names
 from raidd.codec.shard import day_folder
 from raidd.daemon.advice import quantity
-from raidd.errors import ImageError, ImageNotFound, MemberError, TimedOut
+from raidd.errors import FATAL, ImageError, ImageNotFound, RaiddError, TimedOut
 
 STEP_S = 0.25
 LINE_S = 1.0
@@ -106,11 +106,11 @@ def check_catalog(store: Store) -> Iterator[api.CheckProgress | api.CheckResult]
     for number, member in enumerate(members):
         yield api.CheckProgress(progress=(number + 1) / (len(members) + 1), message=f"shards on {member.path}")
         try:
-            held = set(all_shard_names(member))
-        except MemberError as error:
+            findings += _compare(catalog, member, set(all_shard_names(member)))
+        except FATAL:
+            raise
+        except RaiddError as error:
             not_looked_at.append(f"{member.path} could not be listed: {error.message}")
-            continue
-        findings += _compare(catalog, member, held)
     counts = catalog.counts(frozenset())
     yield api.CheckResult(
         segments=counts.segments, images=counts.images, findings=findings, not_looked_at=not_looked_at
