@@ -28,7 +28,9 @@ def register(app: typer.Typer) -> None:
 
 def list_images(
     context: typer.Context,
-    words: Annotated[list[str] | None, typer.Argument(metavar="WORDS", help="Each must be in one of the names.")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="WORDS", help="Each must be in one of the names.")
+    ] = None,
     patient: Annotated[str | None, typer.Option(help="The animal's name or id.")] = None,
     owner: Annotated[str | None, typer.Option(help="The responsible person.")] = None,
     species: Annotated[str | None, typer.Option(help="As the machine wrote it: canine, Katze …")] = None,
