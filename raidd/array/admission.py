@@ -21,7 +21,7 @@ from pathlib import Path
 
 from raidd.array.discovery import each_in_time
 from raidd.array.host import filesystem, find_member_folders, is_blank, whole_disks
-from raidd.errors import RequestRefused
+from raidd.errors import RaiddError, RequestRefused
 
 FILESYSTEMS = ("ext4", "xfs", "btrfs", "zfs")
 """Whose fsync and rename were tried with power cuts."""
@@ -55,7 +55,10 @@ def examine(
     """All of these folders as new members, beside members at ``taken``. RequestRefused names every fault at once."""
     faults: list[str] = []
     other_filesystem = allow_filesystem or allow_same_device  # a trial may be on anything
-    newcomers = [one for path in paths if (one := _look(path, other_filesystem, faults)) is not None]
+    looked = each_in_time([partial(_look, path, other_filesystem) for path in paths], LOOK_S)
+    for path, answer in zip(paths, looked, strict=True):
+        faults += [f"{path} does not answer"] if answer is None else [answer] if isinstance(answer, str) else []
+    newcomers = [one for one in looked if isinstance(one, Newcomer)]
     if len({one.path for one in newcomers}) != len(newcomers):
         faults.append("the same folder is named twice")
     shared = _shared(newcomers, taken, state_dir)
@@ -72,30 +75,32 @@ def _next_step(faults: Sequence[str]) -> str:
     return "Mount an empty disk and name its mount point (lsblk -f lists disks and mounts); nothing was changed."
 
 
-def _look(path: str, allow_filesystem: bool, faults: list[str]) -> Newcomer | None:
+def _look(path: str, allow_filesystem: bool) -> Newcomer | str:
+    """What is there, or why it cannot become a member."""
+    try:
+        return _candidate(path, allow_filesystem)
+    except RaiddError as error:
+        return error.message
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+
+
+def _candidate(path: str, allow_filesystem: bool) -> Newcomer | str:
     if not os.path.isabs(path) or "\0" in path:
-        faults.append(f"{path!r} is not the absolute path of a folder")
-        return None
+        return f"{path!r} is not the absolute path of a folder"
     real = os.path.realpath(path)
     if not os.path.isdir(real):
-        faults.append(f"{path} is not a folder; is the disk mounted?")
-        return None
+        return f"{path} is not a folder; is the disk mounted?"
     labelled = [str(uuid) for _path, uuid in find_member_folders([real])]
     if labelled:
-        faults.append(f"{path} is a member already: {', '.join(labelled)}")
-        return None
+        return f"{path} is a member already: {', '.join(labelled)}"
     if not os.access(real, os.W_OK | os.X_OK):
-        faults.append(f"{path} cannot be written to by user {_me()}: sudo chown {_me()} {shlex.quote(real)}")
-        return None
+        return f"{path} cannot be written to by user {_me()}: sudo chown {_me()} {shlex.quote(real)}"
     if not is_blank(real):
-        faults.append(f"{path} is not blank: it holds other files, and raidd never shares a disk")
-        return None
+        return f"{path} is not blank: it holds other files, and raidd never shares a disk"
     kind = filesystem(real)
     if kind not in FILESYSTEMS and not allow_filesystem:
-        faults.append(
-            f"{path} is {kind}; tried with power cuts are {', '.join(FILESYSTEMS)} (--allow-filesystem takes it)"
-        )
-        return None
+        return f"{path} is {kind}; tried with power cuts are {', '.join(FILESYSTEMS)} (--allow-filesystem takes it)"
     usage = shutil.disk_usage(real)
     disks = whole_disks(real)
     model, serial = hardware(next(iter(sorted(disks)), ""))

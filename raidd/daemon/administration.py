@@ -292,15 +292,19 @@ class Administration:
         )
         self._membership.admit(member)
         files = {"label.json": label_for(entry.member, roster).pack(), **papers(roster, self._config.path)}
+        birth = member.submit(
+            "probe", lambda _d, cancel: create_member_folder(newcomer.path, entry.member, None, files, cancel.check)
+        )
         try:
-            create_member_folder(newcomer.path, entry.member, None, files)
+            member.result(birth)
             member.call("probe", lambda disk, _c: self._lock_disk(disk))
             member.space = member.call("probe", lambda disk, _c: disk.space())
         except BaseException:
+            birth.cancel.cancel()
             self._unlock_member(member)
-            self._membership.dismiss(entry.member)
             with suppress(MemberError):  # its label names a roster that never came to be
-                remove_newborn(newcomer.path, entry.member)
+                member.call("probe", lambda _d, _c: remove_newborn(newcomer.path, entry.member))
+            self._membership.dismiss(entry.member)
             raise
         member.arrive()
         self._set(roster)

@@ -20,6 +20,11 @@ def quantity(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else noun + 's'}"
 
 
+def one_line(text: str) -> str:
+    """What a path or a name may hold must not steer the terminal: U+FFFD for all that is no printable sign."""
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
+
+
 def reason_clause(standing: Standing, members: Sequence[api.MemberInfo]) -> str:
     """Why the array is not healthy; "" when it is."""
     if standing.state == ArrayState.HEALTHY:
