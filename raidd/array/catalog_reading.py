@@ -232,7 +232,11 @@ def images_in(connection: Connection, segment: UUID) -> list[Row]:
 
 
 def incomplete_segments(connection: Connection, uid: str) -> list[UUID]:
-    """Segments that hold parts of copies of a UID which are not complete."""
+    """Segments that hold nothing but parts of copies of a UID which are not complete."""
     copies = rows(connection, COPIES, select(COPIES).where(COPIES.c.uid == uid, COPIES.c.image_row.is_(None)))
     parts = rows_in(connection, PARTS, "copy", {copy["id"] for copy in copies})
-    return sorted({UUID(bytes=part["segment"]) for part in parts})
+    segments = {part["segment"] for part in parts}
+    others = rows_in(connection, PARTS, "segment", segments)
+    needed = rows_in(connection, COPIES, "id", {part["copy"] for part in others})
+    shared = {copy["id"] for copy in needed if copy["image_row"] is not None or copy["uid"] != uid}
+    return sorted(UUID(bytes=one) for one in segments - {part["segment"] for part in others if part["copy"] in shared})

@@ -18,10 +18,11 @@ from pathlib import Path
 from random import Random, SystemRandom
 from uuid import UUID
 
+from raidd.array import replicas
 from raidd.array.adoption import Adoption
 from raidd.array.catalog import Catalog
 from raidd.array.discovery import Sighting, discover, newest_segment
-from raidd.array.journal import longest, read_replica, replica_head
+from raidd.array.journal import replica_head
 from raidd.array.label import Label, choose_roster
 from raidd.array.local_disk import LocalDisk, member_folder
 from raidd.array.lock import ArrayLock
@@ -123,7 +124,7 @@ def _open_locked(
         places = [(path, uuid) for uuid, path in remembered.paths.items()]
         sightings = discover(places, min(LOOK_S, config.health.deadline_s))
     chosen = choose_roster(_labels(remembered.roster.array, sightings), remembered=remembered.roster)
-    members = [_member(e, remembered.paths, sightings, config) for e in chosen.entries if _used(e.state)]
+    members = [_member(e, chosen.array, remembered.paths, sightings, config) for e in chosen.entries if _used(e.state)]
     _lock_members([m for m in members if chosen.entry(m.uuid).state not in NOT_KEPT_OPEN], locks)
     catalog, because = _open_catalog(config, chosen, members, fresh_catalog)
     membership = Membership(
@@ -177,9 +178,14 @@ def _labels(array: UUID, sightings: Iterable[Sighting]) -> list[Label]:
     return [s.label for s in sightings if s.label is not None and s.label.roster.array == array]
 
 
-def _member(entry: RosterEntry, paths: Mapping[UUID, str], sightings: Iterable[Sighting], config: Config) -> Member:
-    """A member at run time: present when it was seen with a good label of this array and may be touched."""
-    seen = next((s for s in sightings if s.uuid == entry.member and s.label is not None), None)
+def _member(
+    entry: RosterEntry, array: UUID, paths: Mapping[UUID, str], sightings: Iterable[Sighting], config: Config
+) -> Member:
+    """A member at run time: present when it was seen, is of this array and may be touched.
+
+    One whose label is damaged is, if a good shard of this array lies in its folder: `Membership.set_roster` then makes
+    its label again. One whose label is not understood is left alone."""
+    seen = next((s for s in sightings if s.uuid == entry.member and s.understood and s.array == array), None)
     path = seen.path if seen is not None else paths.get(entry.member, "")
     reason = "" if seen is not None else NOT_FOUND
     if entry.state == MemberState.OFFLINE:
@@ -261,25 +267,12 @@ def _behind(catalog: Catalog, members: Iterable[Member]) -> str:
     return ""
 
 
-def restore_journal(catalog: Catalog, members: Iterable[Member]) -> None:
-    """The longest journal that a member holds becomes the new catalog's; what only other branches tell is kept too."""
-    replicas = []
-    for member in members:
-        if member.present:
-            try:
-                replicas.append(member.call("probe", lambda disk, _c: read_replica(disk)))
-            except MemberError as error:
-                LOG.warning("%s: %s", member.path, error.message)
-    best, strays = longest(replicas)
-    catalog.restore_journal(best, strays, now_text())
-
-
 def rebuild_catalog(
     opened: Opened, adoption: Adoption, progress: Callable[[int, int], None] = lambda _done, _total: None
 ) -> None:
     """Fill a new catalog from the members' journal and heads."""
     catalog = opened.catalog
-    restore_journal(catalog, opened.membership.members())
+    replicas.restore(catalog, opened.membership.members(), now_text)
     outcome = adoption.reindex(progress)
     catalog.put_meta("reindexing", None)
     catalog.append_journal(
