@@ -120,10 +120,10 @@ class Member:
         self.count_error(error.message)
         self.leave(error.message)
 
-    def count_error(self, message: str) -> None:
-        """One more failed operation or bad block since it was last put online."""
+    def count_error(self, message: str, count: int = 1) -> None:
+        """One more failed operation, or so many bad blocks, since it was last put online."""
         with self._lock:
-            self.errors += 1
+            self.errors += count
         self.on_error(self, message)
 
     def leave(self, reason: str) -> None:

@@ -18,7 +18,7 @@ import hashlib
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -32,7 +32,7 @@ from raidd.array.worker import Cancel, Operation
 from raidd.codec.erasure import Buffer, erasure
 from raidd.codec.geometry import Extent, extents, shard_length
 from raidd.codec.shard import Prefix, damaged_blocks, parse_prefix, shard_path
-from raidd.errors import ImageUnreadable, MemberAway, MemberError, MemberFaulty, RaiddError, ShardDamaged, ShardError
+from raidd.errors import ImageUnreadable, MemberAway, MemberFaulty, RaiddError, ShardDamaged, ShardError
 
 HEDGE_S = 0.5
 """A shard that has not answered within this time is decoded from the others."""
@@ -40,6 +40,10 @@ PATIENCE_S, LAST_PATIENCE_S = 2.0, 60.0
 """How long a block-by-block read waits for shards: first, and when too few of them answered."""
 PREFIXES_KEPT = 256
 """Parsed heads kept for block checks: some 10 KiB each for a full segment."""
+
+BAD_KEPT = 4096
+"""Shards whose bad blocks are remembered, so that each is counted once."""
+HEAD = -1
 
 Damage = Literal["missing", "damaged"]
 
@@ -66,6 +70,7 @@ class Reader:
         self._membership = membership
         self._on_damage = on_damage
         self._prefixes: OrderedDict[tuple[UUID, int], Prefix] = OrderedDict()
+        self._bad: OrderedDict[tuple[UUID, int], set[int]] = OrderedDict()
         self._lock = threading.Lock()
 
     def read_image(self, image: ImageRow) -> Iterator[bytes]:
@@ -134,7 +139,7 @@ class Reader:
 
     def _fetch_extents(self, row: SegmentRow, wanted: Sequence[Extent]) -> dict[int, Buffer]:
         asked = {e.shard: self._ask(row, e.shard, Span(e.offset, e.offset + e.length)) for e in wanted}
-        return self._collect(row, asked, {e.shard: e.length for e in wanted})
+        return self._whole(row, self._collect(row, asked, HEDGE_S), {e.shard: e.length for e in wanted})
 
     def _decode_raw(self, row: SegmentRow, wanted: Sequence[int], span: Span) -> dict[int, Buffer] | None:
         geometry = row.placement.geometry
@@ -143,7 +148,7 @@ class Reader:
         while len(present) < geometry.k and candidates:
             batch, candidates = candidates[: geometry.k - len(present)], candidates[geometry.k - len(present) :]
             asked = {index: self._ask(row, index, span) for index in batch}
-            present |= self._collect(row, asked, dict.fromkeys(batch, span.length))
+            present |= self._whole(row, self._collect(row, asked, HEDGE_S), dict.fromkeys(batch, span.length))
         if len(present) < geometry.k:
             return None
         return dict(erasure(geometry).reconstruct(present, wanted))
@@ -166,25 +171,32 @@ class Reader:
         self,
         row: SegmentRow,
         asked: dict[int, tuple[Member, Operation[bytes]] | None],
-        lengths: dict[int, int],
-        hedge_s: float = HEDGE_S,
-    ) -> dict[int, Buffer]:
-        """What came in time and whole. What is late is left behind: its own deadline will judge the disk."""
-        found: dict[int, Buffer] = {}
-        until = time.monotonic() + hedge_s
+        patience_s: float,
+    ) -> dict[int, bytes]:
+        """What came in time, shorter than asked for where a file ends. What is late is left behind, and withdrawn, so
+        that a slow disk is not kept slow by a queue of reads that nobody waits for."""
+        found: dict[int, bytes] = {}
+        until = time.monotonic() + patience_s
         for index, question in asked.items():
             if question is None:
                 continue
             member, operation = question
-            if not operation.wait(max(0.0, until - time.monotonic())):
-                operation.add_done_callback(partial(_judge_late, member))
+            operation.wait(max(0.0, until - time.monotonic()))
+            if not operation.settled():
+                operation.withdraw()
+                operation.add_done_callback(member.heed)
                 continue
             data = self._answer(row, index, member, operation)
-            if data is not None and len(data) == lengths[index]:
+            if data is not None:
                 found[index] = data
-            elif data is not None:
-                self._on_damage(row.segment, index, "damaged")
         return found
+
+    def _whole(self, row: SegmentRow, found: dict[int, bytes], lengths: dict[int, int]) -> dict[int, Buffer]:
+        """Only the answers that are not cut short. A shorter file is damaged, unless a newer raidd wrote it."""
+        for index in [index for index, data in found.items() if len(data) != lengths[index]]:
+            if self._prefixes_of(row, [index], "read", HEDGE_S):
+                self._on_damage(row.segment, index, "damaged")
+        return {index: data for index, data in found.items() if len(data) == lengths[index]}
 
     def _answer(self, row: SegmentRow, index: int, member: Member, operation: Operation[bytes]) -> bytes | None:
         try:
@@ -220,8 +232,8 @@ class Reader:
     ) -> dict[int, memoryview]:
         """The same block-aligned range of the wanted shards (data or parity), whatever they have to be made of.
 
-        Asks the wanted ones first, the others only when a block is missing; waits longer only when those that
-        answer soon are too few. Raises ImageUnreadable."""
+        Asks the wanted ones first, and of the others as many as have to be decoded from; all, for longer, only when
+        those that answer soon are too few. Raises ImageUnreadable."""
         try:
             return self._verified(row, wanted, span, lane, PATIENCE_S)
         except ImageUnreadable:
@@ -231,11 +243,18 @@ class Reader:
         self, row: SegmentRow, wanted: Sequence[int], span: Span, lane: Lane, patience_s: float
     ) -> dict[int, memoryview]:
         geometry, block = row.placement.geometry, row.block_size
-        good = self._good_blocks(row, wanted, span, lane, patience_s)
         blocks = range(span.start // block, -(-span.stop // block))
-        if any(number not in good.get(index, ({}, b""))[0] for index in wanted for number in blocks):
-            rest = [index for index in range(geometry.n) if index not in wanted]
-            good |= self._good_blocks(row, rest, span, lane, patience_s)
+        batch, rest = list(wanted), [index for index in range(geometry.n) if index not in wanted]
+        if patience_s > PATIENCE_S:
+            batch, rest = batch + rest, []  # all at once: the largest agreeing group is what counts
+        prefixes: dict[int, Prefix] = {}
+        good: dict[int, tuple[set[int], bytes]] = {}
+        while batch:
+            fresh = self._agreeing(row, self._prefixes_of(row, batch, lane, patience_s), like=prefixes)
+            good |= self._good_blocks(row, fresh, span, lane, patience_s)
+            prefixes |= fresh
+            more = _lacking(geometry.k, wanted, blocks, good)
+            batch, rest = rest[:more], rest[more:]
         result = {index: bytearray(span.length) for index in wanted}
         for run in _runs(blocks, good):
             self._fill(row, result, good, run, span)
@@ -268,43 +287,50 @@ class Reader:
                 result[index][start:stop] = piece
 
     def _good_blocks(
-        self, row: SegmentRow, indexes: Sequence[int], span: Span, lane: Lane, patience_s: float
+        self, row: SegmentRow, prefixes: dict[int, Prefix], span: Span, lane: Lane, patience_s: float
     ) -> dict[int, tuple[set[int], bytes]]:
         """index → (numbers of the blocks that are proved good, the bytes read). Damage is reported."""
-        prefixes = self._agreeing(row, self._prefixes_of(row, indexes, lane, patience_s))
         asked = {index: self._ask(row, index, span, lane, last_resort=patience_s > PATIENCE_S) for index in prefixes}
-        bodies = self._collect(row, asked, dict.fromkeys(prefixes, span.length), patience_s)
-        first = span.start // row.block_size
-        numbers = range(first, -(-span.stop // row.block_size))
+        first, block = span.start // row.block_size, row.block_size
+        numbers = set(range(first, -(-span.stop // block)))
         good = {}
-        for index, body in bodies.items():
-            bad = set(damaged_blocks(prefixes[index], body, first))
-            if bad:
-                self._note_bad(row, index, len(bad))
-            good[index] = (set(numbers) - bad, bytes(body))
+        for index, body in self._collect(row, asked, patience_s).items():
+            there = range(first, first + -(-len(body) // block))  # a file cut short still has the blocks before the cut
+            good[index] = (set(there) - set(damaged_blocks(prefixes[index], body, first)), body)
+            if bad := numbers - good[index][0]:
+                self._note_bad(row, index, bad)
         return good
 
-    def _note_bad(self, row: SegmentRow, index: int, count: int) -> None:
-        member = self._membership.readable(row.placement.members[index])
-        if member is not None:
-            member.count_error(f"{count} damaged blocks in segment {row.segment} shard {index}")
+    def _note_bad(self, row: SegmentRow, index: int, blocks: set[int]) -> None:
+        """Bad blocks (HEAD for what stands before them), each counted once however often it is met."""
+        with self._lock:
+            known = self._bad.setdefault((row.segment, index), set())
+            fresh = len(blocks - known)
+            known |= blocks
+            while len(self._bad) > BAD_KEPT:
+                self._bad.popitem(last=False)
+        member = self._membership.member(row.placement.members[index])
+        if member is not None and fresh:
+            member.count_error(f"{fresh} damaged blocks in segment {row.segment} shard {index}", fresh)
         self._on_damage(row.segment, index, "damaged")
 
-    def _agreeing(self, row: SegmentRow, prefixes: dict[int, Prefix]) -> dict[int, Prefix]:
-        """Only shards that describe themselves as the catalog does, and of those the largest agreeing group."""
+    def _agreeing(
+        self, row: SegmentRow, prefixes: dict[int, Prefix], like: Mapping[int, Prefix] | None = None
+    ) -> dict[int, Prefix]:
+        """Only shards that describe themselves as the catalog does, and of those the ones that agree with ``like``;
+        with nothing to agree with, the largest agreeing group."""
         fitting = {
             index: prefix
             for index, prefix in prefixes.items()
             if prefix.head.geometry == row.placement.geometry
             and prefix.head.payload_length == row.payload_length
             and prefix.head.body_offset == row.body_offset
-            and prefix.table_matches_manifest()
         }
         for index in set(prefixes) - set(fitting):
             self._on_damage(row.segment, index, "damaged")
         if not fitting:
             return {}
-        groups = Counter(prefix.agreement() for prefix in fitting.values())
+        groups = Counter(prefix.agreement() for prefix in (like or fitting).values())
         best, _count = groups.most_common(1)[0]
         return {index: prefix for index, prefix in fitting.items() if prefix.agreement() == best}
 
@@ -320,8 +346,7 @@ class Reader:
                 asked[index] = self._ask(
                     row, index, Span(-row.body_offset, 0), lane, last_resort=patience_s > PATIENCE_S
                 )
-        answers = self._collect(row, asked, dict.fromkeys(asked, row.body_offset), patience_s)
-        for index, data in answers.items():
+        for index, data in self._collect(row, asked, patience_s).items():
             prefix = self._parse(row, index, data)
             if prefix is not None:
                 found[index] = prefix
@@ -332,8 +357,10 @@ class Reader:
             prefix = parse_prefix(data)
             if prefix.head.segment != row.segment or prefix.head.index != index:
                 raise ShardDamaged(f"segment {row.segment}: the head of shard {index} names another shard")
+            if not prefix.table_matches_manifest():
+                raise ShardDamaged(f"segment {row.segment}: the checksum table of shard {index} is not the manifest's")
         except ShardDamaged:
-            self._note_bad(row, index, 1)
+            self._note_bad(row, index, {HEAD})
             return None
         except ShardError:
             return None  # a newer format: unreadable, not damaged; never repaired over
@@ -344,8 +371,15 @@ class Reader:
         return prefix
 
     def prefix(self, row: SegmentRow, indexes: Sequence[int], lane: Lane = "repair") -> Prefix:
-        """One trusted prefix of the segment, for re-creating a sibling. Raises ImageUnreadable."""
-        agreeing = self._agreeing(row, self._prefixes_of(row, indexes, lane, LAST_PATIENCE_S))
+        """One trusted prefix of the segment, for re-creating a sibling: k that agree are read, if there are so many.
+        Raises ImageUnreadable."""
+        k, left = row.placement.geometry.k, list(indexes)
+        found: dict[int, Prefix] = {}
+        agreeing: dict[int, Prefix] = {}
+        while left and len(agreeing) < k:
+            batch, left = left[: k - len(agreeing)], left[k - len(agreeing) :]
+            found |= self._prefixes_of(row, batch, lane, LAST_PATIENCE_S)
+            agreeing = self._agreeing(row, found)
         if not agreeing:
             raise ImageUnreadable(f"segment {row.segment}: the heads of its shards cannot be read")
         return agreeing[min(agreeing)]
@@ -354,6 +388,15 @@ class Reader:
         """Drop what is remembered of a shard that was written again."""
         with self._lock:
             self._prefixes.pop((segment, index), None)
+            self._bad.pop((segment, index), None)
+
+
+def _lacking(k: int, wanted: Sequence[int], blocks: range, good: Mapping[int, tuple[set[int], bytes]]) -> int:
+    """How many more shards have to be read before each block of the wanted ones is there or can be decoded."""
+    whose = [numbers for numbers, _body in good.values()]
+    mine = [good[index][0] if index in good else set[int]() for index in wanted]
+    decoded = [number for number in blocks if any(number not in numbers for numbers in mine)]
+    return max((k - sum(number in numbers for numbers in whose) for number in decoded), default=0)
 
 
 def _runs(blocks: range, good: dict[int, tuple[set[int], bytes]]) -> Iterator[tuple[int, int, frozenset[int]]]:
@@ -375,15 +418,3 @@ def _read(disk: MemberDisk, _cancel: Cancel, *, path: str, offset: int, length: 
 
 def _same_range(a: PartRow, b: PartRow) -> bool:
     return (a.image_offset, a.length, a.part_sha256) == (b.image_offset, b.length, b.part_sha256)
-
-
-def _judge_late(member: Member, operation: Operation[bytes]) -> None:
-    """A late answer that turned out to be an error still says something about the disk."""
-    try:
-        operation.result()
-    except FileNotThere:
-        return
-    except MemberError as error:
-        member.judge(error)
-    except RaiddError:
-        return

@@ -20,8 +20,7 @@ from functools import partial
 from uuid import UUID
 
 from raidd.array.catalog import Catalog, SegmentRow
-from raidd.array.member_disk import MemberDisk
-from raidd.array.members import Member
+from raidd.array.member_disk import FileNotThere, MemberDisk
 from raidd.array.membership import Membership
 from raidd.array.roster import MemberState, RosterEntry, RosterEvent, apply
 from raidd.array.survey import Found, Verdict, inspect
@@ -150,11 +149,12 @@ class Repairs:
 
     def _repair(self, segment: UUID) -> Outcome | None:
         began = self._clock()
-        outcome = try_repair(self._rebuilder, segment)
         with self._lock:
-            self._queue.pop(segment, None)
-            if outcome is None or not outcome.whole:
-                self._queue[segment] = self._clock() + RETRY_S
+            self._queue.pop(segment, None)  # before the repair looks: what is noted meanwhile stays noted
+        outcome = try_repair(self._rebuilder, segment)
+        if outcome is None or not outcome.whole:
+            with self._lock:
+                self._queue.setdefault(segment, self._clock() + RETRY_S)
         self._rest(outcome, began)
         return outcome
 
@@ -173,27 +173,37 @@ class Repairs:
             due = [key for key, at in self._wanted.items() if at <= now]
             resting = {key for key, at in self._wanted.items() if at > now}
         keys: list[Key] = [("rebuild", e.member) for e in self._rebuilding() if ("rebuild", e.member) not in resting]
-        keys += [key for key in due if key[0] == "resync"] + [key for key in due if key[0] == "rehome"]
+        for kind in ("resync", "rehome"):
+            keys += [key for key, job in self._jobs.items() if key[0] == kind and not job.ended]
+            keys += [key for key in due if key[0] == kind]
         for key in keys:
-            if key in self._jobs or key[0] != "resync" or self._membership.writable(key[1]) is not None:
-                return self._jobs.get(key) or self._begin(key)
+            if key[0] != "resync" or self._membership.writable(key[1]) is not None:
+                job = self._jobs.get(key)
+                return self._begin(key) if job is None or job.ended else job
+            self._jobs.pop(key, None)  # it is away again, and says so when it is back
             with self._lock:
-                self._wanted.pop(key, None)  # it is away again, and says so when it is back
+                self._wanted.pop(key, None)
         return None
 
     def _rebuilding(self) -> list[RosterEntry]:
-        """Members being rebuilt that are there; jobs of others are forgotten."""
+        """Members being rebuilt that are there; jobs of members that are not rebuilt any more are forgotten."""
         there = [
             entry
             for entry in self._membership.roster.entries
             if entry.state == MemberState.REBUILDING and self._membership.writable(entry.member) is not None
         ]
-        for key in [k for k in self._jobs if k[0] == "rebuild" and k[1] not in {e.member for e in there}]:
+        for key in [k for k in self._jobs if k[0] == "rebuild" and not self._is_rebuilding(k[1])]:
             del self._jobs[key]
         return there
 
+    def _is_rebuilding(self, member: UUID) -> bool:
+        entry = self._membership.roster.find(member)
+        return entry is not None and entry.state == MemberState.REBUILDING
+
     def _begin(self, key: Key) -> Job:
         kind, member = key
+        with self._lock:
+            self._wanted.pop(key, None)  # before the walk looks: who wants it from now on wants another
         entry = self._membership.roster.find(member)
         job = Job(key, None if entry is None else entry.slot, HeldWalk(self._catalog, member))
         if kind == "resync":
@@ -218,43 +228,60 @@ class Repairs:
         return sum(segments for segments, _bytes in counted), sum(size for _segments, size in counted)
 
     def _step(self, job: Job, row: SegmentRow) -> None:
-        if job.key[0] == "rebuild" and not isinstance(job.walk, ReplacedWalk):
-            self._look_at(job.key[1], row)
         began = self._clock()
+        looked = not job.looks_at_itself or self._look_at(job.key[1], row.segment)
         outcome = try_repair(self._rebuilder, row.segment)
-        if outcome is None or not outcome.whole:
+        if looked and self._is_dealt_with(job, row.segment, outcome):
+            job.skipped.discard(row.segment)
+            job.note(self._clock(), row.body_offset + shard_length(row.payload_length, row.placement.geometry.k))
+        else:
             job.skipped.add(row.segment)
-        job.note(self._clock(), row.body_offset + shard_length(row.payload_length, row.placement.geometry.k))
         self._rest(outcome, began)
 
-    def _look_at(self, uuid: UUID, row: SegmentRow) -> None:
-        """A member that was judged failed: what it holds is believed only after every block was read."""
-        member = self._membership.member(uuid)
-        if member is None or uuid not in row.placement.members:
-            return
+    def _is_dealt_with(self, job: Job, segment: UUID, outcome: Outcome | None) -> bool:
+        """Whether the walk's own member has what it should: another's shard that cannot be mended is not its matter."""
+        if job.key[0] != "rebuild":
+            return outcome is not None and outcome.whole
+        row = self._catalog.segment(segment)
+        if row is None:
+            return True
+        if isinstance(job.walk, ReplacedWalk):
+            return not job.walk.old & set(row.placement.members)
+        holders = row.placement.members
+        return job.key[1] not in holders or holders.index(job.key[1]) not in self._catalog.excepted(segment)
+
+    def _look_at(self, uuid: UUID, segment: UUID) -> bool:
+        """A member that was judged failed: what it holds is believed only after every block was read. False when that
+        cannot be done now; what it is worth is not known then."""
+        member, row = self._membership.member(uuid), self._catalog.segment(segment)
+        if member is None or row is None or uuid not in row.placement.members:
+            return True
         index = row.placement.members.index(uuid)
-        verdict = _verdict(member, row.segment, index)
-        if verdict == Verdict.UNSUPPORTED:
-            self._catalog.mark(row.segment, index, "unsupported")
-        elif verdict != Verdict.GOOD:
-            self._catalog.mark(row.segment, index, "damaged")
+        try:
+            verdict = member.call("repair", partial(_inspected, segment, index)).verdict
+        except FileNotThere:
+            self._catalog.mark(segment, index, "missing")
+            return True
+        except RaiddError:
+            return False
+        if verdict != Verdict.GOOD:
+            self._catalog.mark(segment, index, "unsupported" if verdict == Verdict.UNSUPPORTED else "damaged")
+        return True
 
     def _end(self, job: Job) -> None:
-        """End of a pass: done, or another pass after a while."""
+        """End of a pass: done, or another pass after a while. Till then the job tells what was skipped."""
         kind, member = job.key
+        left = bool(job.skipped) or (isinstance(job.walk, ReplacedWalk) and bool(self._load(job.walk.old)[0]))
+        if left:
+            job.ended = True
+            with self._lock:
+                self._wanted.setdefault(job.key, self._clock() + (REHOME_RETRY_S if kind == "rehome" else RETRY_S))
+            return
         self._jobs.pop(job.key, None)
-        left = isinstance(job.walk, ReplacedWalk) and bool(self._load(job.walk.old)[0])
-        with self._lock:
-            if job.skipped or left:
-                self._wanted[job.key] = self._clock() + (REHOME_RETRY_S if kind == "rehome" else RETRY_S)
-            else:
-                self._wanted.pop(job.key, None)
-        if kind == "rebuild" and not left and not (job.skipped and not isinstance(job.walk, ReplacedWalk)):
+        if kind == "rebuild":
             self._rebuilt(member)
 
     def _rebuilt(self, member: UUID) -> None:
-        with self._lock:
-            self._wanted.pop(("rebuild", member), None)
         with self._membership.changing:
             entry = self._membership.roster.find(member)
             if entry is not None and entry.state == MemberState.REBUILDING:
@@ -267,7 +294,8 @@ class Repairs:
         return [self._progress_of(job) for job in list(self._jobs.values())]
 
     def _progress_of(self, job: Job) -> Progress:
-        rate = job.rate()
+        paused = self.pace.priority == "pause"
+        rate = 0.0 if paused or job.ended else job.rate()
         left = max(0, job.bytes_total - job.bytes_done)
         return Progress(
             kind=job.key[0],
@@ -280,7 +308,7 @@ class Repairs:
             rate_bytes_s=rate,
             eta_s=left / rate if rate > 0 and job.bytes_total else None,
             skipped=len(job.skipped),
-            paused=self.pace.priority == "pause",
+            paused=paused,
         )
 
     def skipped(self) -> list[UUID]:
@@ -292,6 +320,8 @@ class Repairs:
     def set_pace(self, pace: Pace) -> None:
         """A new priority, floor or cap, from now on."""
         self.pace = pace
+        if pace.priority != "pause":
+            self._priority = pace.priority
         self.wake()
 
     def control(self, action: str | None, priority: Priority | None) -> None:
@@ -309,14 +339,6 @@ class Repairs:
     def priority(self) -> Priority:
         """The priority that holds, or that will hold again after a pause."""
         return self._priority
-
-
-def _verdict(member: Member, segment: UUID, index: int) -> Verdict | None:
-    """What the shard on the member is worth, every block read; None when it cannot be told."""
-    try:
-        return member.call("repair", partial(_inspected, segment, index)).verdict
-    except RaiddError:
-        return None
 
 
 def _inspected(segment: UUID, index: int, disk: MemberDisk, _cancel: Cancel) -> Found:

@@ -98,6 +98,12 @@ class Job:
     skipped: set[UUID] = field(default_factory=set)
     page: deque[SegmentRow] = field(default_factory=deque)
     samples: deque[tuple[float, int]] = field(default_factory=deque)
+    ended: bool = False  # the pass is over, and another is due
+
+    @property
+    def looks_at_itself(self) -> bool:
+        """A rebuild without a predecessor: of a member that was judged failed, and has to be read before it counts."""
+        return self.key[0] == "rebuild" and isinstance(self.walk, HeldWalk)
 
     def next_segment(self) -> SegmentRow | None:
         """The next segment of the walk; None at its end."""
@@ -106,7 +112,7 @@ class Job:
         return self.page.popleft() if self.page else None
 
     def note(self, now: float, size: int) -> None:
-        """One more segment is dealt with, ``size`` bytes of its shard."""
+        """One more segment is as it should be, ``size`` bytes of its shard."""
         self.done += 1
         self.bytes_done += size
         self.samples.append((now, self.bytes_done))
