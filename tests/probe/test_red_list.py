@@ -6,11 +6,12 @@ folders where the start is what is asked (labels), on a loop device where only a
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from itertools import combinations
@@ -25,17 +26,18 @@ from crc32c import crc32c
 from raidd.array.host import create_member_folder
 from raidd.array.label import Label, label_for
 from raidd.array.local_disk import LocalDisk
-from raidd.array.roster import RosterEvent, apply
+from raidd.array.roster import RosterEvent, apply, canonical_json
 from raidd.codec.shard import HEAD_SIZE, damaged_blocks, parse_prefix, shard_path
 from raidd.daemon import graph
 from raidd.daemon.opening import now_text
-from raidd.errors import ArrayUnwritable, MemberFaulty
+from raidd.errors import ArrayUnwritable, LabelForked, MemberFaulty
 from tests.support.arrays import SmallArray
 from tests.support.crash_world import CrashWorld
 from tests.support.faulty_disk import Call, FaultyDisk
 from tests.support.inbox_yard import dicom
 from tests.support.loop_disks import loop_disks, requires_disks
 from tests.support.memory_disk import MemoryDisk
+from tests.support.real_folders import RealFolders, real_folders
 
 OLD = {f"1.1.{n}": Random(f"old {n}").randbytes(50_000 + n) for n in range(3)}
 NEW = {f"1.2.{n}": Random(f"new {n}").randbytes(90_000 + n) for n in range(3)}
@@ -695,3 +697,168 @@ def test_a_shard_of_an_unknown_major_is_never_repaired_over_nor_quarantined(arra
     assert array.store.standing().counts.unreadable_images == 0
     array.put({"2.1": b"other images go on"})
     untouched()
+
+
+# -- labels, on real folders ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Iterator[RealFolders]:
+    with real_folders(tmp_path / "array") as array:
+        array.put(OLD)
+        yield array
+
+
+HURT: dict[str, Callable[[bytes], bytes | None]] = {
+    "half-written": lambda label: label[: len(label) // 2],
+    "bit-flipped": lambda label: label[:100] + bytes([label[100] ^ 4]) + label[101:],
+    "empty": lambda _label: b"",
+    "zeroed": lambda label: bytes(len(label)),
+    "gone": lambda _label: None,
+}
+
+
+def hurt(path: Path, how: str) -> bytes:
+    """Damage a label; returns what it was."""
+    before = path.read_bytes()
+    after = HURT[how](before)
+    path.unlink() if after is None else path.write_bytes(after)
+    return before
+
+
+@pytest.mark.parametrize("how", HURT)
+def test_a_damaged_label_is_made_again_at_the_start(folders: RealFolders, how: str) -> None:
+    """From the others' roster, since a good shard of this array lies on the disk; it is a member from the start on."""
+    folders.close()
+    before = hurt(folders.label(2), how)
+    folders.open()
+    assert folders.label(2).read_bytes() == before
+    assert folders.member(2).present
+    for uid, data in OLD.items():
+        assert folders.read(uid) == data
+    assert folders.array.store.standing().failures_tolerated == 2
+
+
+@pytest.mark.parametrize("how", HURT)
+def test_a_label_that_is_damaged_while_raidd_runs_is_made_again(folders: RealFolders, how: str) -> None:
+    """The probe notices: the disk leaves, is proved, and is back; what it missed meanwhile is mended."""
+    before = hurt(folders.label(2), how)
+    folders.probe()
+    assert not folders.member(2).present
+    folders.put(NEW)
+    folders.probe()
+    assert folders.member(2).present
+    assert folders.label(2).read_bytes() == before
+    while folders.array.repairs.work_once():
+        pass
+    assert folders.array.opened.catalog.counts().absent_shards == 0
+    assert folders.array.opened.catalog.check() == []
+
+
+@pytest.mark.parametrize("slots", [(0, 1), (0, 1, 2, 3, 4)], ids=["two", "five"])
+def test_several_damaged_labels_are_made_again_from_the_rest(folders: RealFolders, slots: tuple[int, ...]) -> None:
+    folders.close()
+    before = {slot: hurt(folders.label(slot), "bit-flipped") for slot in slots}
+    folders.open()
+    assert {slot: folders.label(slot).read_bytes() for slot in slots} == before
+    assert all(folders.member(slot).present for slot in range(6))
+
+
+def test_a_damaged_label_on_a_disk_that_proves_nothing_is_left_alone(tmp_path: Path) -> None:
+    """No shard of this array lies there: the disk stays away, nothing is written to it, and the reason says so."""
+    with real_folders(tmp_path / "array") as array:
+        array.close()
+        hurt(array.label(2), "bit-flipped")
+        before = _tree(array.mounts[2])
+        array.open()
+        array.probe()
+        array.put(OLD)
+        assert not array.member(2).present
+        assert "label" in array.member(2).presence.reason
+        assert _tree(array.mounts[2]) == before
+
+
+def test_a_damaged_label_on_a_disk_of_another_array_is_left_alone(folders: RealFolders, tmp_path: Path) -> None:
+    """Somebody renamed a member folder of another array: its shards say whose it is."""
+    with real_folders(tmp_path / "other") as other:
+        other.put(NEW)
+        other.close()
+        folders.close()
+        uuid = folders.folder(2).name
+        shutil.rmtree(folders.folder(2))
+        shutil.copytree(other.folder(0), folders.mounts[2] / uuid)
+        hurt(folders.label(2), "bit-flipped")
+        before = _tree(folders.mounts[2])
+        folders.open()
+        folders.probe()
+        assert not folders.member(2).present
+        assert _tree(folders.mounts[2]) == before
+        for uid, data in OLD.items():
+            assert folders.read(uid) == data
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["at-the-start", "live"])
+def test_a_label_that_is_not_understood_means_read_nothing_write_nothing(folders: RealFolders, live: bool) -> None:
+    if not live:
+        folders.close()
+    document = json.loads(folders.label(2).read_bytes())
+    document["requires"] = ["time-travel"]
+    del document["crc32c"]
+    document["crc32c"] = f"{crc32c(canonical_json(document)):08x}"
+    folders.label(2).write_bytes(canonical_json(document))
+    before = _tree(folders.mounts[2])
+    if not live:
+        folders.open()
+    folders.probe()
+    folders.put(NEW)
+    folders.probe()
+    assert not folders.member(2).present
+    assert "time-travel" in folders.member(2).presence.reason
+    assert _tree(folders.mounts[2]) == before
+    for uid, data in (OLD | NEW).items():
+        assert folders.read(uid) == data
+
+
+def _fork(folders: RealFolders, mine: Sequence[int], theirs: Sequence[int]) -> None:
+    """Two successors of one roster, each on some of the disks."""
+    roster = folders.array.opened.membership.roster
+    sides = [roster.successor(contact=f"side {number}") for number in range(2)]
+    folders.close()
+    for slots, side in zip((mine, theirs), sides, strict=True):
+        for slot in slots:
+            folders.label(slot).write_bytes(label_for(folders.uuid(slot), side).pack())
+
+
+def test_two_forked_rosters_stop_the_start_show_both_and_change_nothing(folders: RealFolders) -> None:
+    _fork(folders, (0, 1, 2), (3, 4, 5))
+    before = [_tree(mount) for mount in folders.mounts]
+    with pytest.raises(LabelForked) as stopped:
+        folders.open()
+    assert str(stopped.value).count("epoch 2, on 3 members") == 2
+    assert [_tree(mount) for mount in folders.mounts] == before
+
+
+def test_a_fork_that_few_disks_carry_is_outvoted(folders: RealFolders) -> None:
+    """N-m = 4 members against fewer than m+1 = 3."""
+    _fork(folders, (0, 1, 2, 3), (4, 5))
+    folders.open()
+    roster = folders.array.opened.membership.roster
+    assert roster.contact == "side 0"
+    for uid, data in OLD.items():
+        assert folders.read(uid) == data
+
+
+def test_a_disk_with_a_forked_roster_that_comes_while_raidd_runs_stays_away_untouched(folders: RealFolders) -> None:
+    roster = folders.array.opened.membership.roster
+    stranger = label_for(folders.uuid(4), roster.successor(contact="elsewhere")).pack()
+    folders.member(4).leave("pulled")
+    folders.label(4).write_bytes(stranger)
+    folders.probe()
+    assert not folders.member(4).present
+    assert folders.label(4).read_bytes() == stranger
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    """Every file below, but the locks, which say who looked."""
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if not Path(name).name.startswith("lock")}
