@@ -77,6 +77,15 @@ class LineFormatter(logging.Formatter):
         return f"{at} {record.levelname.lower()} {owner}"
 
 
+class NoteFormatter(logging.Formatter):
+    """A record as a command's remark to who runs it: "note: MESSAGE"."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = getattr(record, "raidd_fields", None)
+        text = record.getMessage() if fields is None else f"{record.msg}: {fields.get('message', '')}"
+        return f"note: {''.join(map(_escape, text))}"
+
+
 def value(item: object) -> str:
     """`item` as a value: bare when it cannot be misread, otherwise quoted with everything unprintable escaped."""
     text = f"{type(item).__name__}: {item}" if isinstance(item, BaseException) else str(item)
@@ -90,8 +99,17 @@ def trace(error: BaseException) -> str:
 def configure(level: int = logging.INFO, stream: TextIO | None = None) -> None:
     """Send every record of the process to `stream` (stderr). Replaces what was configured before."""
     out = sys.stderr if stream is None else stream
+    _send(level, out, LineFormatter(journal=in_journal(os.environ, out)))
+
+
+def configure_notes() -> None:
+    """For a command that somebody runs: warnings and worse to stderr, in words, without times and owners."""
+    _send(logging.WARNING, sys.stderr, NoteFormatter())
+
+
+def _send(level: int, out: TextIO, formatter: logging.Formatter) -> None:
     handler = logging.StreamHandler(out)
-    handler.setFormatter(LineFormatter(journal=in_journal(os.environ, out)))
+    handler.setFormatter(formatter)
     logging.raiseExceptions = False  # a log that cannot be written must not become a traceback on it
     logging.captureWarnings(True)
     root = logging.getLogger()

@@ -21,7 +21,7 @@ from raidd.errors import RaiddError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry of the child process; returns its exit code."""
     given = _parser().parse_args(arguments)
-    logs.configure(level=30)
+    logs.configure_notes()
     try:
         given.run(given)
     except RaiddError as error:

@@ -278,7 +278,7 @@ def rebuild_catalog(
     catalog.append_journal(
         now_text(), "raidd", "reindex", (), detail={"reason": opened.reindex_because, "segments": outcome.adopted}
     )
-    LOG.warning("the catalog was made again from the members (%s): %s", opened.reindex_because, outcome)
+    LOG.warning("the catalog was made again from the members (%s); %s", opened.reindex_because, outcome)
 
 
 def refuse_strangers(sightings: Iterable[Sighting], roster: Roster) -> None:

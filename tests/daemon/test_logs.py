@@ -107,3 +107,15 @@ def test_only_a_stderr_that_is_the_journals_gets_prefixes(attached: bool) -> Non
 def test_a_closed_stderr_does_not_raise() -> None:
     code = "import os; os.close(2)\nfrom raidd.daemon import logs; logs.configure(); logs.EventLog('x').error('y')"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_command_says_its_warnings_in_words_and_no_name_paints_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    before = logging.getLogger().handlers[:], logging.getLogger().level
+    try:
+        logs.configure_notes()
+        logging.getLogger("raidd.x").warning("the catalog was set aside as %s", "/a\x1b[31m\nnote: all is well")
+        logging.getLogger("raidd.x").info("not shown")
+    finally:
+        logging.getLogger().handlers[:], level = before
+        logging.getLogger().setLevel(level)
+    assert capsys.readouterr().err == "note: the catalog was set aside as /a\\u001b[31m\\nnote: all is well\n"
