@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 from uuid import uuid4
@@ -14,6 +15,7 @@ from raidd.array import host
 from raidd.array.lock import ArrayLock
 from raidd.array.roster import MemberState
 from raidd.codec.geometry import Geometry
+from raidd.config_template import render_template
 from raidd.daemon import birth, premises
 from raidd.errors import MemberFaulty
 from tests.support.trial_array import TrialArray
@@ -73,18 +75,12 @@ def test_missing_settings_are_written_from_the_template(
     array: TrialArray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     places = {f"raidd.{key}": str(tmp_path / key) for key in ("state_dir", "run_dir", "inbox", "spool")}
-    monkeypatch.setattr(premises, "render_template", lambda: config_with(places))
+    monkeypatch.setattr(premises, "render_template", lambda: render_template(places))
     array.config_file = tmp_path / "etc" / "raidd.toml"
     assert array.init() == 0
     assert config.load(array.config_file).raidd.inbox == tmp_path / "inbox"
     assert stat.S_IMODE((tmp_path / "state_dir").stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "run_dir").stat().st_mode) == 0o755  # group raidd-admin has to pass through it
-
-
-def config_with(places: dict[str, str]) -> str:
-    from raidd.config_template import render_template
-
-    return render_template(places)
 
 
 def test_existing_settings_are_left_as_they_are(array: TrialArray) -> None:
@@ -159,8 +155,6 @@ def test_allow_same_device_is_enough_for_a_trial_on_any_filesystem(tmp_path: Pat
             mount.mkdir(parents=True)
         assert array.init("--allow-same-device", trial=False) == 0
     finally:
-        import shutil
-
         shutil.rmtree(shm)
 
 

@@ -34,6 +34,7 @@ class TrialArray:
         self.state_dir, self.inbox = home / "state", home / "inbox"
         self.mounts = [home / f"disk{number}" for number in range(members)]
         self._open: list[Opened] = []
+        home.mkdir(parents=True, exist_ok=True)
         for mount in self.mounts:
             mount.mkdir(parents=True)
         self.write_settings()
