@@ -308,17 +308,17 @@ class Catalog(CatalogView):
                 journal.append(connection, now, actor, "unlist", [str(entry.sequence)], "ok", told)
             return entry
 
-    def restore_journal(
-        self, entries: Sequence[JournalEntry], strays: Sequence[JournalEntry] = (), now: str = ""
-    ) -> None:
-        """Take in the chain that the members kept. CatalogUnusable: broken, or not a continuation of ours.
-
-        ``strays``: entries that only other replicas hold (`journal.longest`); what they purged stays purged.
-        """
+    def restore_journal(self, entries: Sequence[JournalEntry]) -> None:
+        """Take in a run of the chain that the members kept. CatalogUnusable: broken, or not a continuation of ours."""
         with self._write() as connection:
             journal.restore(connection, entries)
+            self._bury(connection, entries)
+
+    def merge_journal(self, strays: Sequence[JournalEntry], now: str) -> None:
+        """Tie in entries that only a branch of the journal holds: what they purged stays purged."""
+        with self._write() as connection:
             journal.merge(connection, strays, now)
-            self._bury(connection, [*entries, *strays])
+            self._bury(connection, strays)
 
     def _bury(self, connection: Connection, entries: Sequence[JournalEntry]) -> list[Version]:
         """Purges take away at once what they name."""

@@ -101,21 +101,26 @@ def after(connection: Connection, sequence: int, limit: int) -> list[JournalEntr
 
 def holds(connection: Connection, wanted: Head) -> bool:
     """Whether (sequence, hash) is an entry of this journal or of a branch merged into it, or the genesis."""
+    return in_chain(connection, wanted) or (
+        row(connection, JOURNAL_BRANCHES, hash=wanted[1], sequence=wanted[0]) is not None
+    )
+
+
+def in_chain(connection: Connection, wanted: Head) -> bool:
+    """Whether (sequence, hash) is an entry of this very chain, or the genesis: only there a replica can go on."""
     query = select(JOURNAL.c.hash).where(JOURNAL.c.sequence == wanted[0])
-    known = wanted == GENESIS or connection.execute(query).scalar() == wanted[1]
-    return known or row(connection, JOURNAL_BRANCHES, hash=wanted[1], sequence=wanted[0]) is not None
+    return wanted == GENESIS or connection.execute(query).scalar() == wanted[1]
 
 
 def restore(connection: Connection, entries: Sequence[JournalEntry]) -> None:
-    """Take a chain from the members in; what is known already must be a part of it, or CatalogUnusable."""
-    try:
-        verify_chain(entries)
-    except ValueError as error:
-        raise CatalogUnusable(f"the journal on the members is broken: {error}") from error
+    """Take in a run of a chain that the members kept: what is above our head must follow it, or CatalogUnusable."""
     known = head(connection)
-    if known != GENESIS and known not in {entry.head for entry in entries}:
-        raise CatalogUnusable(f"the catalog's journal ends with entry {known[0]}, which the members do not know")
-    keep(connection, [entry for entry in entries if entry.sequence > known[0]])
+    fresh = [entry for entry in entries if entry.sequence > known[0]]
+    try:
+        verify_chain(fresh, known)
+    except ValueError as error:
+        raise CatalogUnusable(f"the journal on the members does not go on with the catalog's: {error}") from error
+    keep(connection, fresh)
     if entries:
         raise_floor(connection, entries[-1].sequence + RESTORE_GAP)
 

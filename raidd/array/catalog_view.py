@@ -199,6 +199,11 @@ class CatalogView(FleetView):
         with self._database.read() as connection:
             return journal.holds(connection, head)
 
+    def journal_goes_through(self, head: Head) -> bool:
+        """Whether a member's journal head is an entry of our own chain: its replica can go on from there."""
+        with self._database.read() as connection:
+            return journal.in_chain(connection, head)
+
     def get_meta(self, key: str) -> Any:
         """The JSON value kept under ``key``, or None."""
         with self._database.read() as connection:

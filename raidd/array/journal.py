@@ -7,7 +7,7 @@ with a state_dir, so that no number is ever given twice.
 
 Entries are appended in the catalog's own transaction (catalog_journal.py); here is what is pure, and the replica. A
 replica may lag behind and may end in a torn line (a power cut): the next `replicate` heals both. What a replica holds
-that the chain does not know is never overwritten: CatalogUnusable, the catalog is behind the members.
+that the chain does not know is never overwritten: JournalForeign; `set_newest_aside` keeps it and makes room.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from raidd.array.member_disk import MemberDisk, quarantine
-from raidd.errors import CatalogUnusable, MemberError
+from raidd.errors import MemberError
 
 GENESIS = (0, "0" * 64)
 """The head of an empty journal: (sequence, hash)."""
@@ -129,15 +130,6 @@ def tombstones(entries: Iterable[JournalEntry]) -> list[Tombstone]:
     return found + [_tombstone(entry) for entry in entries for entry in merged(entry) if entry.action == PURGE]
 
 
-def longest(replicas: Iterable[Sequence[JournalEntry]]) -> tuple[Sequence[JournalEntry], list[JournalEntry]]:
-    """The chain that goes on the furthest, and the entries that only others hold (branches of it)."""
-    chains = list(replicas)
-    best = max(chains, key=lambda chain: chain[-1].head if chain else GENESIS, default=())
-    known = {entry.hash for entry in best}
-    strays = {entry.hash: entry for chain in chains for entry in chain if entry.hash not in known}
-    return best, sorted(strays.values(), key=lambda entry: entry.head)
-
-
 def merge_detail(strays: Iterable[JournalEntry]) -> dict[str, Any]:
     """What a `merge` entry tells of the branches that it ties in: their heads; whole, what must stay in force."""
     strays = list(strays)
@@ -192,9 +184,15 @@ class JournalDamaged(MemberError):
     next_step = "Nothing to do by hand: raidd writes the replica again from its own journal."
 
 
+class JournalForeign(JournalDamaged):
+    """A member's replica of the journal goes on where ours does not: another branch."""
+
+
 def read_replica(disk: MemberDisk) -> list[JournalEntry]:
-    """All entries a member holds, in order; a torn last line is left out. JournalDamaged, MemberError."""
-    entries = [entry for name in _day_files(disk) for entry in _read_day(disk, name)]
+    """All entries a member holds, in order; a torn last line is left out. JournalDamaged, MemberError.
+
+    At once, for a look at the whole; what runs beside others takes a day at a time (`replicas`)."""
+    entries = [entry for name in day_files(disk) for entry in read_day(disk, name)]
     try:
         verify_chain(entries)
     except ValueError as error:
@@ -204,8 +202,8 @@ def read_replica(disk: MemberDisk) -> list[JournalEntry]:
 
 def replica_head(disk: MemberDisk) -> Head:
     """The last entry a member holds, or the genesis. Reads the newest day only. JournalDamaged, MemberError."""
-    for path in reversed(_day_files(disk)):
-        if entries := _read_day(disk, path):
+    for path in reversed(day_files(disk)):
+        if entries := read_day(disk, path):
             return entries[-1].head
     return GENESIS
 
@@ -213,38 +211,39 @@ def replica_head(disk: MemberDisk) -> Head:
 def replicate(disk: MemberDisk, entries: Sequence[JournalEntry]) -> int:
     """Append what the replica lacks of ``entries`` (a run of the chain); how many. Durable on return.
 
-    CatalogUnusable when the replica's head is neither among them nor just before them.
+    JournalForeign when the replica's head is neither among them nor just before them.
     """
     if not entries:
         return 0
-    files = _day_files(disk)
+    files = day_files(disk)
     if files:
         _heal(disk, files[-1], entries[-1].at)
     known = replica_head(disk)
     fresh = [entry for entry in entries if entry.sequence > known[0]]
     if known not in {entry.head for entry in entries} and (not fresh or fresh[0].previous != known[1]):
-        raise CatalogUnusable(
-            f"the journal on member {disk.uuid} ends with entry {known[0]}, which ours does not follow"
+        raise JournalForeign(
+            f"the journal on member {disk.uuid} ends with entry {known[0]}, which ours does not follow",
+            member=str(disk.uuid),
         )
     for path, lines in _by_day(fresh, files[-1] if files else "").items():
         disk.append(path, b"".join(lines))
     return len(fresh)
 
 
-def rewrite_replica(disk: MemberDisk, entries: Sequence[JournalEntry], now: str) -> None:
-    """Make a replica that is damaged or of another branch equal to the whole chain.
+def set_newest_aside(disk: MemberDisk, now: str) -> bool:
+    """Take the newest day file off a replica that is damaged or of another branch; False if there is none.
 
-    What it held goes to quarantine first: it may be the only trace of what was lost with a state_dir.
+    It goes to quarantine: it may be the only trace of what was lost with a state_dir. Newest first, so that what a
+    crash leaves is a shorter replica, and all that is good of it is kept.
     """
-    wanted = {path: b"".join(lines) for path, lines in _by_day(entries, "").items()}
-    for path in _day_files(disk):
-        if disk.read(path) != wanted.get(path):
-            quarantine(disk, path, "this journal is damaged, or does not belong to the array's own", now)
-    for path, content in wanted.items():
-        disk.replace(path, content)
+    files = day_files(disk)
+    if files:
+        quarantine(disk, files[-1], "this journal is damaged, or does not belong to the array's own", now)
+    return bool(files)
 
 
-def _day_files(disk: MemberDisk) -> list[str]:
+def day_files(disk: MemberDisk) -> list[str]:
+    """The files of a replica, in the order of the chain."""
     return [f"{FOLDER}/{name}" for name in disk.list(FOLDER) if _DAY_FILE.fullmatch(name)]
 
 
@@ -257,7 +256,7 @@ def _by_day(entries: Iterable[JournalEntry], newest: str) -> dict[str, list[byte
     return days
 
 
-def _read_day(disk: MemberDisk, path: str) -> list[JournalEntry]:
+def read_day(disk: MemberDisk, path: str) -> list[JournalEntry]:
     """A day's entries. In the newest file the first bad line ends them: blocks of an append that a power cut
     interrupted reach the disk in any order."""
     entries = []
@@ -265,15 +264,26 @@ def _read_day(disk: MemberDisk, path: str) -> list[JournalEntry]:
         try:
             entries.append(parse_line(line))
         except (ValueError, TypeError, RecursionError) as error:
-            if path == _day_files(disk)[-1]:
+            if path == day_files(disk)[-1]:
                 break
             raise _damaged(disk, f"{path} line {number}: {error}") from error
     return entries
 
 
+def whole_entries(disk: MemberDisk, path: str) -> list[JournalEntry]:
+    """Every entry of a day that is whole and can be understood, whatever lies between them."""
+    entries = []
+    for line in disk.read(path).split(b"\n"):
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            entry = parse_line(line)
+            tombstones([entry])
+            entries.append(entry)
+    return entries
+
+
 def _heal(disk: MemberDisk, path: str, now: str) -> None:
     """Cut a torn tail, so that the next line begins at a line's beginning. More than one torn line is kept aside."""
-    good = b"".join(entry.to_line() for entry in _read_day(disk, path))
+    good = b"".join(entry.to_line() for entry in read_day(disk, path))
     tail = disk.read(path)[len(good) :]
     if b"\n" in tail:
         quarantine(disk, path, "lines of this journal are damaged", now)

@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 from uuid import UUID
 
 from raidd.array.catalog import Catalog
-from raidd.array.journal import JournalDamaged, replica_head, replicate, rewrite_replica
+from raidd.array.journal import Head, JournalDamaged, replica_head, replicate, set_newest_aside
 from raidd.array.member_disk import FileNotThere, MemberDisk
 from raidd.array.members import Member
 from raidd.array.membership import Membership
+from raidd.array.replicas import learn
 from raidd.errors import FATAL, RaiddError
 
 LOG = logging.getLogger(__name__)
-EVERYTHING = 1 << 40
 PAGE = 1000
 """Journal entries read and appended at a time."""
 
@@ -36,6 +36,7 @@ class Replicator:
         self._papers = dict(papers)
         self._replicated: dict[UUID, int] = {}
         self._furnished: set[UUID] = set()
+        self._merged = False
 
     def replicate_once(self) -> bool:
         """Append what is new to every member that is there. True while there is more, and it goes on: a member that
@@ -46,7 +47,8 @@ class Replicator:
                 self._try(member, self.furnish)
         behind = [m for m in self._membership.present_members() if self._replicated.get(m.uuid, -1) < head]
         took = [member for member in behind if self._try(member, self._append)]
-        return any(self._replicated[member.uuid] < head for member in took)
+        merged, self._merged = self._merged, False
+        return merged or any(self._replicated[member.uuid] < head for member in took)
 
     def _try(self, member: Member, work: Callable[[Member], None]) -> bool:
         """Whether it worked. A member that fails has been judged; it is looked at again when it is back."""
@@ -73,29 +75,39 @@ class Replicator:
     def _append(self, member: Member) -> None:
         known = self._replicated.get(member.uuid)
         if known is None:
-            known = member.call("probe", lambda disk, _c: self._rejoin(disk))
+            known = self._rejoin(member)
         entries = self._catalog.journal_after(known, PAGE)
         if entries:
             member.call("probe", lambda disk, _c: replicate(disk, entries))
             known = entries[-1].sequence
         self._replicated[member.uuid] = known
 
-    def _rejoin(self, disk: MemberDisk) -> int:
-        """Where the replica ends; one that is damaged, or not of this journal, is kept aside and written anew."""
+    def _rejoin(self, member: Member) -> int:
+        """Where the replica goes on. Files that are damaged, or of another branch, are kept aside, the newest first,
+        once the catalog has learned what only they tell."""
+        head = self._end_of(member)
+        if head is None or not self._catalog.journal_goes_through(head):
+            self._merged |= learn(self._catalog, member, self._now()) > 0
+        while head is None or not self._catalog.journal_goes_through(head):
+            if not member.call("probe", lambda disk, _c: set_newest_aside(disk, self._now())):
+                return 0
+            head = self._end_of(member)
+        return head[0]
+
+    def _end_of(self, member: Member) -> Head | None:
+        """The last entry of the member's replica; None when it is damaged."""
         try:
-            sequence, digest = replica_head(disk)
-            if self._catalog.journal_holds((sequence, digest)):
-                return sequence
+            return member.call("probe", lambda disk, _c: replica_head(disk))
         except JournalDamaged as error:
             LOG.warning("%s", error.message)
-        entries = self._catalog.journal_after(0, EVERYTHING)
-        rewrite_replica(disk, entries, self._now())
-        return entries[-1].sequence if entries else 0
+            return None
 
     def furnish(self, member: Member) -> None:
         """Put the papers that are missing or old onto a member that is there."""
-        member.call("probe", lambda disk, _c: furnish(disk, self._papers))
-        self._furnished.add(member.uuid)
+        papers = self._papers
+        member.call("probe", lambda disk, _c: furnish(disk, papers))
+        if papers is self._papers:  # else there are newer ones already
+            self._furnished.add(member.uuid)
 
 
 def furnish(disk: MemberDisk, papers: Mapping[str, bytes]) -> None:

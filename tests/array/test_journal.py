@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -17,14 +18,14 @@ from raidd.array.journal import (
     GENESIS,
     JournalDamaged,
     JournalEntry,
+    JournalForeign,
     journal_path,
-    longest,
     make_entry,
     parse_line,
     read_replica,
     replica_head,
     replicate,
-    rewrite_replica,
+    set_newest_aside,
     tombstones,
     verify_chain,
 )
@@ -168,6 +169,16 @@ def test_lines_that_are_cut_off_with_more_than_a_torn_tail_are_kept_aside() -> N
     assert [disk.read(f"quarantine/{name}") for name in kept] == [b"X" + content[1:]]
 
 
+def set_aside_until(disk: MemoryDisk, entries: list[JournalEntry]) -> None:
+    """As the replicator does: the newest files go, until the replica ends with one of these."""
+    known = {GENESIS, *(entry.head for entry in entries)}
+    while True:
+        with suppress(JournalDamaged):
+            if replica_head(disk) in known:
+                return
+        assert set_newest_aside(disk, NOW)
+
+
 def test_damage_before_the_newest_day_is_told_and_written_anew() -> None:
     disk, entries = MemoryDisk(), chain(8)
     replicate(disk, entries)
@@ -175,7 +186,9 @@ def test_damage_before_the_newest_day_is_told_and_written_anew() -> None:
     disk.replace(path, disk.read(path).replace(b"raidd", b"mallo"))
     with pytest.raises(JournalDamaged):
         read_replica(disk)
-    rewrite_replica(disk, entries, NOW)
+    while set_newest_aside(disk, NOW):
+        pass
+    replicate(disk, entries)
     assert read_replica(disk) == entries
     assert "2026-11-01.jsonl" in disk.list("quarantine")
 
@@ -202,11 +215,14 @@ def test_a_replica_of_another_branch_is_never_overwritten_unasked() -> None:
     other = [*entries[:2], *chain(2, start=entries[1], word="other")]
     replicate(disk, other)
     for ours in (entries, [*entries, *chain(4, start=entries[-1])]):
-        with pytest.raises(CatalogUnusable, match="follow"):
+        with pytest.raises(JournalForeign, match="follow"):
             replicate(disk, ours)
     assert read_replica(disk) == other
-    rewrite_replica(disk, entries, NOW)
+    set_aside_until(disk, entries)
+    replicate(disk, entries)
     assert read_replica(disk) == entries
+    kept = [name for name in disk.list("quarantine") if name.endswith(".jsonl")]
+    assert [disk.read(f"quarantine/{name}") for name in kept] == [b"".join(entry.to_line() for entry in other)]
 
 
 # From the members back into a catalog ----------------------------------------------------------------------------
@@ -269,11 +285,12 @@ def test_branches_are_merged_and_what_they_purged_stays_purged(tmp_path: Path) -
     entries = chain(3)
     purge = {"segments": [], "images": [["1", digest("a")]]}
     branch = [*entries[:2], make_entry(entries[1].head, NOW, "vet", "purge", detail=purge)]
-    best, strays = longest([branch[:1], branch, [*entries, *chain(2, start=entries[2])]])
-    assert (len(best), strays) == (5, branch[2:])
+    best, strays = [*entries, *chain(2, start=entries[2])], branch[2:]
     first = Catalog.open(tmp_path / "first.sqlite", array=ARRAY)
-    first.restore_journal(best, strays, NOW)
+    first.restore_journal(best)
+    first.merge_journal(strays, NOW)
     assert all(first.journal_holds(entry.head) for entry in (*best, *branch))
+    assert [first.journal_goes_through(entry.head) for entry in branch] == [True, True, False]
     second = Catalog.open(tmp_path / "second.sqlite", array=ARRAY)
     second.restore_journal(first.journal_after(0))  # the merge itself is in the chain
     for catalog in (first, second):
