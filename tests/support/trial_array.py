@@ -115,7 +115,8 @@ class TrialArray:
             for member in opened.membership.members():
                 member.close()
             opened.catalog.close()
-            opened.locks.unlock_all()
+            for folder in list(opened.locks.held):
+                opened.locks.drop(folder)
         self._open.clear()
 
     def __enter__(self) -> TrialArray:
