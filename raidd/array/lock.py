@@ -70,8 +70,10 @@ class Holder:
 class ArrayLock:
     """The locks of one folder, held. May be given back from any thread; the kernel does it when the process ends."""
 
-    def __init__(self, folder: str, files: dict[str, int]) -> None:
+    def __init__(self, folder: str, files: dict[str, int], *, passed_dead: bool = False) -> None:
         self.folder = folder
+        self.passed_dead = passed_dead
+        """A process that is dead and cannot end still holds a lock here, and whatever else it held."""
         self._files = files
 
     @classmethod
@@ -87,7 +89,7 @@ class ArrayLock:
         while True:
             attempt = _Attempt(folder, cancel or Cancel())
             try:
-                return cls(folder, attempt.run())
+                return cls(folder, attempt.run(), passed_dead=attempt.passed_dead)
             except _AskAgain as unclear:
                 if time.monotonic() >= until:
                     raise ArrayLocked(f"{folder}: locked, {unclear}") from unclear
@@ -122,6 +124,7 @@ class _Attempt:
         self._folder = folder
         self._cancel = cancel
         self._held: dict[str, int] = {}
+        self.passed_dead = False
 
     def run(self) -> dict[str, int]:
         descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -166,6 +169,7 @@ class _Attempt:
             raise ArrayLocked(f"{self._folder}: in use by process {holder.pid}")
         if verdict is Verdict.UNCLEAR:
             raise _AskAgain("and its holder is not known")
+        self.passed_dead = True
 
     def _make(self, folder: int, name: str) -> None:
         try:

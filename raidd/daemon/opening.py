@@ -21,6 +21,7 @@ from uuid import UUID
 from raidd.array import replicas
 from raidd.array.adoption import Adoption
 from raidd.array.catalog import Catalog
+from raidd.array.catalog_takeover import take_over
 from raidd.array.discovery import Sighting, discover, newest_segment
 from raidd.array.journal import replica_head
 from raidd.array.label import Label, choose_roster
@@ -126,7 +127,8 @@ def _open_locked(
     chosen = choose_roster(_labels(remembered.roster.array, sightings), remembered=remembered.roster)
     members = [_member(e, chosen.array, remembered.paths, sightings, config) for e in chosen.entries if _used(e.state)]
     _lock_members([m for m in members if chosen.entry(m.uuid).state not in NOT_KEPT_OPEN], locks)
-    catalog, because = _open_catalog(config, chosen, members, fresh_catalog)
+    dead_owner = locks.held[str(config.raidd.state_dir)].passed_dead
+    catalog, because = _open_catalog(config, chosen, members, fresh_catalog, dead_owner=dead_owner)
     membership = Membership(
         catalog,
         state_file,
@@ -224,13 +226,17 @@ def lock_disk(locks: Locks, disk: MemberDisk, cancel: Cancel | None = None) -> N
 # -- the catalog --------------------------------------------------------------------------------------------
 
 
-def _open_catalog(config: Config, roster: Roster, members: Sequence[Member], fresh: str) -> tuple[Catalog, str]:
+def _open_catalog(
+    config: Config, roster: Roster, members: Sequence[Member], fresh: str, *, dead_owner: bool = False
+) -> tuple[Catalog, str]:
     """The catalog, and why it has to be made again ("" if it does not)."""
     path = config.raidd.state_dir / "catalog.sqlite"
     existed = path.exists()
     because = fresh
     if existed and not because:
         try:
+            if dead_owner:
+                take_over(path)
             catalog = Catalog.open(path, array=roster.array)
             because = _behind(catalog, members)
             if not because:
