@@ -107,11 +107,13 @@ class Reader:
         """One part, its SHA-256 proved."""
         row = self._row(part.segment)
         data = self._quick(row, part)
-        if data is None or hashlib.sha256(data).hexdigest() != part.part_sha256:
-            data = self.read_range(row, part.offset, part.length)
-        if hashlib.sha256(data).hexdigest() != part.part_sha256:
-            raise ImageUnreadable(f"segment {part.segment}: the digest of a part does not match")
-        return data
+        if data is not None and _is_part(data, part):
+            return data
+        for patience_s in (PATIENCE_S, LAST_PATIENCE_S):  # first by the shards' own word, then by the largest group's
+            data = self.read_range(row, part.offset, part.length, patience_s)
+            if _is_part(data, part):
+                return data
+        raise ImageUnreadable(f"segment {part.segment}: the digest of a part does not match")
 
     def _row(self, segment: UUID) -> SegmentRow:
         row = self._catalog.segment(segment)
@@ -213,7 +215,7 @@ class Reader:
 
     # -- block by block, every byte checked ---------------------------------------------------------------
 
-    def read_range(self, row: SegmentRow, offset: int, length: int) -> bytes:
+    def read_range(self, row: SegmentRow, offset: int, length: int, patience_s: float = PATIENCE_S) -> bytes:
         """A range of the payload, every block checked against its CRC-32C, damaged ones decoded.
 
         Raises ImageUnreadable when a block cannot be had from any k good shards."""
@@ -224,35 +226,48 @@ class Reader:
             min(e.offset for e in wanted) // block * block,
             min(size, -(-max(e.offset + e.length for e in wanted) // block) * block),
         )
-        bodies = self.verified_bodies(row, sorted({e.shard for e in wanted}), hull)
+        bodies = self.verified_bodies(row, sorted({e.shard for e in wanted}), hull, patience_s=patience_s)
         return b"".join(bodies[e.shard][e.offset - hull.start : e.offset - hull.start + e.length] for e in wanted)
 
     def verified_bodies(
-        self, row: SegmentRow, wanted: Sequence[int], span: Span, lane: Lane = "read"
+        self,
+        row: SegmentRow,
+        wanted: Sequence[int],
+        span: Span,
+        lane: Lane = "read",
+        *,
+        patience_s: float = PATIENCE_S,
+        like: Prefix | None = None,
     ) -> dict[int, memoryview]:
         """The same block-aligned range of the wanted shards (data or parity), whatever they have to be made of.
 
         Asks the wanted ones first, and of the others as many as have to be decoded from; all, for longer, only when
-        those that answer soon are too few. Raises ImageUnreadable."""
+        those that answer soon are too few. With ``like``, only shards that agree with it are believed.
+        Raises ImageUnreadable."""
         try:
-            return self._verified(row, wanted, span, lane, PATIENCE_S)
+            return self._verified(row, wanted, span, lane, patience_s, like)
         except ImageUnreadable:
-            return self._verified(row, wanted, span, lane, LAST_PATIENCE_S)
+            return self._verified(row, wanted, span, lane, LAST_PATIENCE_S, like)
 
     def _verified(
-        self, row: SegmentRow, wanted: Sequence[int], span: Span, lane: Lane, patience_s: float
+        self,
+        row: SegmentRow,
+        wanted: Sequence[int],
+        span: Span,
+        lane: Lane,
+        patience_s: float,
+        like: Prefix | None,
     ) -> dict[int, memoryview]:
         geometry, block = row.placement.geometry, row.block_size
         blocks = range(span.start // block, -(-span.stop // block))
         batch, rest = list(wanted), [index for index in range(geometry.n) if index not in wanted]
         if patience_s > PATIENCE_S:
             batch, rest = batch + rest, []  # all at once: the largest agreeing group is what counts
-        prefixes: dict[int, Prefix] = {}
         good: dict[int, tuple[set[int], bytes]] = {}
         while batch:
-            fresh = self._agreeing(row, self._prefixes_of(row, batch, lane, patience_s), like=prefixes)
+            fresh = self._agreeing(row, self._prefixes_of(row, batch, lane, patience_s), like)
             good |= self._good_blocks(row, fresh, span, lane, patience_s)
-            prefixes |= fresh
+            like = like or next(iter(fresh.values()), None)
             more = _lacking(geometry.k, wanted, blocks, good)
             batch, rest = rest[:more], rest[more:]
         result = {index: bytearray(span.length) for index in wanted}
@@ -314,9 +329,7 @@ class Reader:
             member.count_error(f"{fresh} damaged blocks in segment {row.segment} shard {index}", fresh)
         self._on_damage(row.segment, index, "damaged")
 
-    def _agreeing(
-        self, row: SegmentRow, prefixes: dict[int, Prefix], like: Mapping[int, Prefix] | None = None
-    ) -> dict[int, Prefix]:
+    def _agreeing(self, row: SegmentRow, prefixes: dict[int, Prefix], like: Prefix | None = None) -> dict[int, Prefix]:
         """Only shards that describe themselves as the catalog does, and of those the ones that agree with ``like``;
         with nothing to agree with, the largest agreeing group."""
         fitting = {
@@ -330,9 +343,13 @@ class Reader:
             self._on_damage(row.segment, index, "damaged")
         if not fitting:
             return {}
-        groups = Counter(prefix.agreement() for prefix in (like or fitting).values())
-        best, _count = groups.most_common(1)[0]
-        return {index: prefix for index, prefix in fitting.items() if prefix.agreement() == best}
+        groups = Counter(prefix.agreement() for prefix in ([like] if like is not None else fitting.values()))
+        best, count = groups.most_common(1)[0]
+        agreeing = {index: prefix for index, prefix in fitting.items() if prefix.agreement() == best}
+        if like is None and count >= row.placement.geometry.k:
+            for index in fitting.keys() - agreeing.keys():  # the segment is what the group says; these are another's
+                self._on_damage(row.segment, index, "damaged")
+        return agreeing
 
     def _prefixes_of(self, row: SegmentRow, indexes: Sequence[int], lane: Lane, patience_s: float) -> dict[int, Prefix]:
         found: dict[int, Prefix] = {}
@@ -414,6 +431,10 @@ def _runs(blocks: range, good: dict[int, tuple[set[int], bytes]]) -> Iterator[tu
 
 def _read(disk: MemberDisk, _cancel: Cancel, *, path: str, offset: int, length: int) -> bytes:
     return disk.read(path, offset, length)
+
+
+def _is_part(data: bytes, part: PartRow) -> bool:
+    return hashlib.sha256(data).hexdigest() == part.part_sha256
 
 
 def _same_range(a: PartRow, b: PartRow) -> bool:

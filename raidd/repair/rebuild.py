@@ -121,7 +121,7 @@ class Rebuilder:
         done = [(row.segment, index, homes[index].uuid) for index in adopted]
         if left:
             sibling = self._reader.prefix(row, range(row.placement.geometry.n))
-            bodies = self._reader.verified_bodies(row, left, Span(0, length), lane="repair")
+            bodies = self._reader.verified_bodies(row, left, Span(0, length), lane="repair", like=sibling)
             for index in left:
                 if self._write(homes[index], row, reseal(sibling, index, bodies[index])):
                     done.append((row.segment, index, homes[index].uuid))
