@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from uuid import UUID
@@ -29,7 +29,15 @@ from raidd.array.worker import Cancel
 from raidd.codec.geometry import shard_length
 from raidd.codec.segment import SealedShard, reseal
 from raidd.codec.shard import shard_path
-from raidd.errors import ImageUnreadable, MemberConflict, MemberFaulty, RaiddError, ShardError
+from raidd.errors import (
+    ImageUnreadable,
+    MemberConflict,
+    MemberFaulty,
+    RaiddError,
+    RequestRefused,
+    ShardError,
+    ShardUnsupported,
+)
 from raidd.repair.plan import MembersView, SegmentView, members_view, plan_repairs
 
 LOG = logging.getLogger(__name__)
@@ -118,19 +126,23 @@ class Rebuilder:
             self._catalog.mark(row.segment, index, "unsupported")  # a newer raidd wrote it: never repaired over
         adopted = [index for index, verdict in verdicts.items() if verdict == Verdict.GOOD]
         left = [index for index, verdict in verdicts.items() if verdict not in (Verdict.GOOD, Verdict.UNSUPPORTED)]
-        done = [(row.segment, index, homes[index].uuid) for index in adopted]
+        self._record(row, {index: homes[index] for index in adopted})
+        written = 0
         if left:
             sibling = self._reader.prefix(row, range(row.placement.geometry.n))
             bodies = self._reader.verified_bodies(row, left, Span(0, length), lane="repair", like=sibling)
             for index in left:
                 if self._write(homes[index], row, reseal(sibling, index, bodies[index])):
-                    done.append((row.segment, index, homes[index].uuid))
-        if done:
-            self._catalog.move_many(done)
-        for _segment, index, _member in done:
+                    self._record(row, {index: homes[index]})  # at once: what fails after it does not undo it
+                    written += 1
+        return Outcome(len(adopted) + written, written * length, False)
+
+    def _record(self, row: SegmentRow, durable: Mapping[int, Member]) -> None:
+        """These shards are durable on these members."""
+        if durable:
+            self._catalog.move_many([(row.segment, index, member.uuid) for index, member in durable.items()])
+        for index in durable:
             self._reader.forget(row.segment, index)
-        written = len(done) - len(adopted)
-        return Outcome(len(done), written * length, False)
 
     def _look(self, row: SegmentRow, index: int, member: Member) -> Verdict:
         """What already lies at the place of the shard: GOOD only if every byte is right and durable (a late write, or
@@ -173,6 +185,9 @@ class Rebuilder:
         try:
             write_durable(disk, temporary, path, [shard.prefix, shard.body], cancel)
         except MemberConflict:
+            if _lies_there(disk, segment, shard):
+                disk.sync_all()  # a write that was given up has landed meanwhile
+                return
             # Whole in one step: good blocks of the damaged one may be what the segment hangs on until this is durable.
             self._keep_copy(disk, path)
             disk.replace(path, b"".join((shard.prefix, shard.body)))
@@ -209,6 +224,15 @@ class Rebuilder:
                 self._free.notify_all()
 
 
+def _lies_there(disk: MemberDisk, segment: UUID, shard: SealedShard) -> bool:
+    """The very shard, every block good. ShardUnsupported for one of a newer format, which is never written over."""
+    found = inspect(disk, segment, shard.index, whole=True)
+    if found.verdict == Verdict.UNSUPPORTED:
+        raise ShardUnsupported(f"shard {shard.index} of segment {segment} was written by a newer raidd")
+    path = shard_path(segment, shard.index)
+    return found.verdict == Verdict.GOOD and disk.read(path, 0, len(shard.prefix)) == bytes(shard.prefix)
+
+
 def _is_former(roster: Roster, member: UUID) -> bool:
     """No slot holds it: removed, or a spare that came back after its slot was taken."""
     entry = roster.find(member)
@@ -219,6 +243,6 @@ def try_repair(rebuilder: Rebuilder, segment: UUID) -> Outcome | None:
     """One repair; None when it cannot be done now (reported in the log, tried again later)."""
     try:
         return rebuilder.repair(segment)
-    except (ImageUnreadable, ShardError) as error:
+    except (ImageUnreadable, ShardError, RequestRefused) as error:
         LOG.warning("segment %s cannot be repaired now: %s", segment, error)
         return None
