@@ -247,6 +247,7 @@ def test_a_killed_holder_with_a_thread_stuck_on_a_hung_disk_does_not_stop_a_rest
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # even SIGKILL has not freed it
             second = ArrayLock.acquire(str(folder))
             assert second.names == ("lock.2",)
+            assert second.passed_dead
             with pytest.raises(ArrayLocked):
                 ArrayLock.acquire(str(folder))
         finally:
@@ -256,6 +257,7 @@ def test_a_killed_holder_with_a_thread_stuck_on_a_hung_disk_does_not_stop_a_rest
         second.release()
         third = ArrayLock.acquire(str(folder))
         assert third.names == ("lock", "lock.2")
+        assert not third.passed_dead
         third.release()
 
 

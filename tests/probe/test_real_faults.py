@@ -260,9 +260,9 @@ def member_names(disk: LoopDisk) -> list[str]:
 @pytest.mark.parametrize("ending", ["SIGTERM", "kill -9"])
 def test_a_hung_disk_stops_neither_work_nor_a_stop_nor_a_start(tmp_path: Path, slot: int, ending: str) -> None:
     """1. A disk hangs (fsfreeze) with writes in flight: threads of raidd are in D state. 2. Ingest, reads and commands
-    go on. 3. End raidd: its process cannot finish; it becomes a zombie, whose locks stay taken. 4. Start another while
-    the disk still hangs: it takes over and works. 5. Thaw: late writes happen now. 6. They do no harm: the disk comes
-    back, nothing is left in tmp/, catalog and members agree, everything reads back."""
+    go on. 3. End raidd in the middle of its work: its process cannot finish; it becomes a zombie, whose locks stay
+    taken. 4. Start another while the disk still hangs: it takes over and works. 5. Thaw: late writes happen now. 6. They
+    do no harm: the disk comes back, nothing is left in tmp/, catalog and members agree, everything reads back."""
     with ward(tmp_path) as it:
         raidd, disk = it.raidd, it.disks[slot]
         try:
@@ -274,7 +274,9 @@ def test_a_hung_disk_stops_neither_work_nor_a_stop_nor_a_start(tmp_path: Path, s
             assert raidd.process is not None
             first = raidd.process
             assert "D" in thread_states(first.pid), "nothing hangs: this would prove nothing"
-            first.send_signal(signal.SIGTERM if ending == "SIGTERM" else signal.SIGKILL)
+            with sending(raidd, time.time_ns(), largest=60_000):
+                time.sleep(1)
+                first.send_signal(signal.SIGTERM if ending == "SIGTERM" else signal.SIGKILL)
             raidd.until(lambda: process_state(first.pid) in ("Z", ""), "the process has ended as far as it can")
             assert process_state(first.pid) == "Z"
             raidd.start()
