@@ -9,6 +9,8 @@ roster counts is decided by label.choose_roster, who is let in by `identity`.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +27,8 @@ from raidd.codec.shard import shard_path
 from raidd.errors import LabelInvalid, MemberError, RaiddError, ShardError
 
 T = TypeVar("T")
+PAUSE_S, PAUSE_LIMIT_S = 5.0, 60.0
+"""Between two searches of all mounts, when none came or went."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,58 @@ def discover(
     found = dict.fromkeys([*remembered, *(place for places in lists if places for place in places)])
     seen = each_in_time([partial(look, path, uuid) for path, uuid in found], deadline_s)
     return [sighting for sighting in seen if sighting is not None]
+
+
+class MountSearch:
+    """Where a member is among all mounts of the host, for whoever asks again and again while it is away.
+
+    Any thread; one searches at a time, the others get what the search before found. A mount that hangs costs one
+    thread, once: it is not looked at again before that thread has come back. All mounts are listed when one came or
+    went, else after a pause that doubles from ``PAUSE_S`` to ``PAUSE_LIMIT_S``."""
+
+    def __init__(
+        self, *, mounts: Callable[[], Iterable[str]] = host_mounts, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._mounts, self._clock = mounts, clock
+        self._found: dict[UUID, str] = {}
+        self._looking: dict[str, Operation[list[tuple[str, UUID]]]] = {}
+        self._seen: frozenset[str] = frozenset()
+        self._pause_s, self._due_at = PAUSE_S, float("-inf")
+        self._searching = threading.Lock()
+
+    def find(self, member: UUID, within_s: float) -> str | None:
+        """The mount where the member was seen last, None if nowhere."""
+        if self._searching.acquire(blocking=False):
+            try:
+                self._search_if_due(within_s)
+            finally:
+                self._searching.release()
+        return self._found.get(member)
+
+    def _search_if_due(self, within_s: float) -> None:
+        mounts = frozenset(self._mounts())
+        if mounts != self._seen:
+            self._pause_s = PAUSE_S
+        elif self._clock() < self._due_at:
+            return
+        self._seen, self._due_at = mounts, self._clock() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, PAUSE_LIMIT_S)
+        self._search(within_s)
+
+    def _search(self, within_s: float) -> None:
+        self._looking = {mount: asked for mount, asked in self._looking.items() if not asked.done()}
+        asked = {mount: _look_for_members(mount, within_s) for mount in self._seen - self._looking.keys()}
+        wait_all(list(asked.values()), within_s)
+        self._looking |= asked
+        answers = [_value(asked[mount]) for mount in sorted(asked)]
+        self._found = {uuid: path for answer in answers for path, uuid in answer or ()}
+
+
+def _look_for_members(mount: str, within_s: float) -> Operation[list[tuple[str, UUID]]]:
+    worker = Worker(f"look at {mount}", within_s)
+    operation = worker.submit(partial(_ignoring_cancel, partial(find_member_folders, [mount])))
+    worker.close()
+    return operation
 
 
 def look(path: str, uuid: UUID) -> Sighting:

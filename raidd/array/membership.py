@@ -33,7 +33,7 @@ from raidd.array.roster import (
     effective_state,
 )
 from raidd.array.state_file import Remembered, StateFile
-from raidd.array.worker import Cancel
+from raidd.array.worker import Cancel, wait_all
 from raidd.errors import MemberFull, RaiddError, RequestRefused
 
 ROOM_BYTES = 64 << 20
@@ -66,6 +66,9 @@ class Membership:
         self.changing = threading.RLock()
         """Held by whoever makes the next roster, from looking at the one in force until the next is."""
         self.on_change = on_change
+        self.on_retired: Callable[[], None] = lambda: None
+        self.let_go: Callable[[UUID], None] = lambda _member: None
+        """Nothing of this member's disk stays open from now on. Called wherever it is given up: it must not block."""
         for member in self._members.values():
             member.on_change = self._changed
 
@@ -151,30 +154,44 @@ class Membership:
         with self._lock:
             member = self._members.pop(uuid, None)
             self._up.discard(uuid)
+        self.let_go(uuid)
         if member is not None:
             member.close()
         self.remember()
 
-    def set_roster(self, roster: Roster) -> None:
-        """Make it the roster in force: state_dir, then the labels of all that are there.
+    def set_roster(self, roster: Roster, *, within_s: float | None = None) -> None:
+        """Make it the roster in force: state_dir, then the labels of all that are there (``within_s``, else the
+        deadline; who is later leaves). Of members that it calls failed, offline or retired nothing stays open.
 
         RequestRefused: it does not follow from the one in force; on the labels that would be a fork."""
         with self.changing:
             if roster != self._roster and self._roster.hash() not in roster.history:
                 raise RequestRefused("the roster was changed by somebody else meanwhile", next_step="Try it again.")
-            self._set_roster(roster)
+            self._set_roster(roster, within_s)
+            self._give_up_some()
 
-    def _set_roster(self, roster: Roster) -> None:
+    def _give_up_some(self) -> None:
+        for member in self.members():
+            entry = self._roster.find(member.uuid)
+            if entry is not None and entry.state is MemberState.RETIRED:
+                self.dismiss(member.uuid)
+            elif entry is not None and entry.state in (MemberState.FAILED, MemberState.OFFLINE):
+                self.let_go(member.uuid)
+
+    def _set_roster(self, roster: Roster, within_s: float | None) -> None:
         with self._lock:
             before = {member: self.state(member) for member in self._members}
+            retired = _retired(roster) - _retired(self._roster)
             self._roster = roster
             self.remember()
             for uuid, state in before.items():
                 if self.state(uuid) != state:
                     self._members[uuid].since = datetime.now(UTC)
-        self.write_labels(self.members())
+        self.write_labels(self.members(), within_s)
+        if retired:
+            self.on_retired()
 
-    def write_labels(self, members: Iterable[Member]) -> None:
+    def write_labels(self, members: Iterable[Member], within_s: float | None = None) -> None:
         """Bring the labels of these members up to date; who fails leaves (judged by Member.result).
 
         A full one keeps its old label, an ancestor of this one: it takes no new shards, and goes on serving."""
@@ -183,7 +200,12 @@ class Membership:
         for member in members:
             if member.present and roster.find(member.uuid) is not None:
                 running.append((member, member.submit("probe", partial(_put_label, label_for(member.uuid, roster)))))
+        wait_all([operation for _member, operation in running], within_s)
         for member, operation in running:
+            if not operation.settled():
+                operation.cancel.cancel()
+                member.leave("its label could not be written in time")
+                continue
             try:
                 member.result(operation)
             except MemberFull:
@@ -210,10 +232,16 @@ class Membership:
             self._up.add(member.uuid)
         else:
             self._up.discard(member.uuid)
+            self.let_go(member.uuid)
         self.on_change(member)
 
 
-def _put_label(label: Label, disk: MemberDisk, _cancel: Cancel) -> None:
+def _retired(roster: Roster) -> set[UUID]:
+    return {entry.member for entry in roster.entries if entry.state is MemberState.RETIRED}
+
+
+def _put_label(label: Label, disk: MemberDisk, cancel: Cancel) -> None:
+    cancel.check()
     bring_up_to_date(disk, label)
 
 

@@ -35,12 +35,13 @@ from raidd.array.roster import (
     replace_member,
 )
 from raidd.array.store import Store
+from raidd.array.worker import Operation
 from raidd.config import Config
 from raidd.daemon.advice import quantity
 from raidd.daemon.opening import TAKEN_OFFLINE
 from raidd.daemon.papers import papers
 from raidd.daemon.view import View
-from raidd.errors import MemberError, RequestRefused, StateDirFaulty
+from raidd.errors import RaiddError, RequestRefused, StateDirFaulty
 
 Journal = Callable[[str, str, tuple[str, ...], dict[str, object]], None]
 
@@ -55,14 +56,13 @@ class Administration:
         view: View,
         *,
         lock_disk: Callable[[MemberDisk], None],
-        unlock_member: Callable[[Member], None],
         journal: Journal,
         changed: Callable[[], None],
         give_up: Callable[[StateDirFaulty], None],
     ) -> None:
         self._config, self._store, self._view = config, store, view
         self._membership: Membership = store.membership
-        self._lock_disk, self._unlock_member = lock_disk, unlock_member
+        self._lock_disk = lock_disk
         self._journal, self._changed, self._give_up = journal, changed, give_up
 
     def use(self, config: Config) -> None:
@@ -207,8 +207,6 @@ class Administration:
                 )
             shown = self._view.member_of(entry.member)
             self._set(roster)
-            self._let_go(entry, "removed by the operator")
-            self._membership.dismiss(entry.member)
             self._journal(actor, "remove", (str(entry.member),), {"slot": slot})
         return api.MemberReply(member=shown.model_copy(update={"state": "retired"}), message="It is out of the array.")
 
@@ -301,13 +299,23 @@ class Administration:
             member.space = member.call("probe", lambda disk, _c: disk.space())
         except BaseException:
             birth.cancel.cancel()
-            self._unlock_member(member)
-            with suppress(MemberError):  # its label names a roster that never came to be
-                member.call("probe", lambda _d, _c: remove_newborn(newcomer.path, entry.member))
+            self._unmake(member, birth)
             self._membership.dismiss(entry.member)
             raise
         member.arrive()
         self._set(roster)
+
+    def _unmake(self, member: Member, birth: Operation[None]) -> None:
+        """Its label names a roster that never came to be: the folder goes, at once or when the disk has woken up."""
+
+        def remove(*_asked: object) -> None:
+            with suppress(RaiddError):
+                remove_newborn(member.path, member.uuid)
+
+        if birth.done():
+            member.submit("probe", remove).wait()
+        else:
+            birth.add_done_callback(remove)
 
     def _set(self, roster: Roster) -> None:
         self._membership.set_roster(roster)
@@ -317,7 +325,6 @@ class Administration:
         member = self._membership.member(entry.member)
         if member is not None:
             member.leave(reason)
-            self._unlock_member(member)
 
 
 def _entry(newcomer: Newcomer, bay: str, enclosure: str) -> RosterEntry:

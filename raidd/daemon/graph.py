@@ -17,19 +17,20 @@ from uuid import UUID
 
 from raidd.array.adoption import Adoption
 from raidd.array.commit import Committer
-from raidd.array.discovery import discover
+from raidd.array.discovery import MountSearch
 from raidd.array.host import filesystem
-from raidd.array.local_disk import LocalDisk, member_folder
+from raidd.array.local_disk import LocalDisk
 from raidd.array.member_disk import MemberDisk
 from raidd.array.members import Member
 from raidd.array.reading import Damage, Reader
 from raidd.array.replication import Replicator
 from raidd.array.roster import MemberState
 from raidd.array.store import Store
+from raidd.array.worker import Cancel
 from raidd.config import Config
-from raidd.daemon.opening import NOT_KEPT_OPEN, Opened, lock_disk, now_ms, now_text, rebuild_catalog
+from raidd.daemon.opening import NOT_KEPT_OPEN, Opened, now_ms, now_text, rebuild_catalog
 from raidd.daemon.papers import papers
-from raidd.errors import FATAL, MemberAway, MemberError, RaiddError
+from raidd.errors import FATAL, MemberAway, RaiddError
 from raidd.health.probe import Probe
 from raidd.repair.jobs import Repairs
 from raidd.repair.pace import Pace
@@ -58,7 +59,7 @@ class Array:
     adoption: Adoption
     store: Store
     replicator: Replicator
-    arrived: queue.SimpleQueue[Member]
+    arrived: queue.SimpleQueue[Member | None]
     shard_errors: Counter[str]
 
 
@@ -108,6 +109,7 @@ def build_array(opened: Opened, offered: Callable[[str, str | None], bool], even
         opened, committer, reader, rebuilder, repairs, adoption, store, replicator, queue.SimpleQueue(), shard_errors
     )
     membership.on_change = lambda member: _member_changed(array, member, event)
+    membership.on_retired = lambda: array.arrived.put(None)
     return array
 
 
@@ -124,6 +126,8 @@ def make_whole(array: Array, progress: Callable[[int, int], None] = lambda _done
     array.adoption.sweep()
     if array.opened.reindex_because:
         rebuild_catalog(array.opened, array.adoption, progress)
+    for member in array.opened.membership.present_members():
+        _look_through(array, member)
     settled = array.adoption.settle(stale_ids(array))
     if settled.adopted or settled.cleared or settled.quarantined or settled.kept:
         LOG.warning("leftovers of the last run: %s", settled)
@@ -133,6 +137,15 @@ def make_whole(array: Array, progress: Callable[[int, int], None] = lambda _done
         if time.monotonic() >= until:
             return  # images wait for this; the repairs' own thread goes on with the rest
         try_repair(array.rebuilder, segment)
+
+
+def _look_through(array: Array, member: Member) -> None:
+    try:
+        array.adoption.look_through(member)
+    except FATAL:
+        raise
+    except RaiddError as error:
+        LOG.warning("%s: %s", member.path, error.message)
 
 
 def tell_absent(array: Array, event: Event) -> None:
@@ -151,20 +164,11 @@ def _member_changed(array: Array, member: Member, event: Event) -> None:
         array.arrived.put(member)
         return
     _tell_away(array, member, event)
-    try:
-        member.submit("probe", lambda disk, _c: unlock_disk(array.opened, disk))
-    except MemberError:
-        return
 
 
 def _tell_away(array: Array, member: Member, event: Event) -> None:
     message = f"{_slot(array, member)} ({member.path}): {member.presence.reason}"
     event("member-away", "warning", message, [str(member.uuid)])
-
-
-def unlock_disk(opened: Opened, disk: MemberDisk) -> None:
-    """Nothing of a member that is away stays open: it can be unmounted."""
-    opened.locks.drop(member_folder(disk.path, disk.uuid))
 
 
 def _slot(array: Array, member: Member) -> str:
@@ -178,10 +182,14 @@ def welcome_once(array: Array) -> None:
         member = array.arrived.get(timeout=1.0)
     except queue.Empty:
         return
+    if member is None:  # one was retired: nothing waits for it any more
+        array.adoption.settle(stale_ids(array))
+        return
     opened = array.opened
     try:
         array.replicator.forget(member.uuid)
         opened.membership.remember()
+        _look_through(array, member)
         array.adoption.settle(stale_ids(array))
         array.repairs.note_member(member.uuid)
     except FATAL:
@@ -197,31 +205,31 @@ def stale_ids(array: Array) -> list[UUID]:
 
 def make_probe(array: Array) -> Probe:
     """The probe, with how a member that is away is found again."""
-    opened = array.opened
+    opened, search = array.opened, MountSearch()
     return Probe(
         opened.membership,
-        open_disk=lambda member: find_again(opened.config, member),
-        lock=lambda disk: _lock(opened, disk),
-        unlock=lambda disk: unlock_disk(opened, disk),
+        open_disk=lambda member: find_again(search, opened.config, member),
+        lock=lambda disk, cancel: _lock(opened, disk, cancel),
+        unlock=opened.locks.drop,
         filesystem_of=lambda disk: filesystem(disk.path),
         recent_write_s=opened.config.health.probe_interval_s,
     )
 
 
-def _lock(opened: Opened, disk: MemberDisk) -> None:
+def _lock(opened: Opened, disk: MemberDisk, cancel: Cancel) -> None:
     """On the member's own thread. A failed member comes back unlocked: it may be taken out at any time."""
     if opened.membership.state(disk.uuid) not in NOT_KEPT_OPEN:
-        lock_disk(opened.locks, disk)
+        opened.locks.take(disk, cancel)
 
 
-def find_again(config: Config, member: Member) -> MemberDisk:
+def find_again(search: MountSearch, config: Config, member: Member) -> MemberDisk:
     """Where it was last, else on any mount of the host. MemberAway if nowhere."""
     disk = LocalDisk(member.path, member.uuid)
     try:
         disk.check()
         return disk
-    except MemberAway as error:
-        seen = [s for s in discover([], min(FIND_S, config.health.deadline_s)) if s.uuid == member.uuid]
-        if not seen:
-            raise error from None
-        return LocalDisk(seen[0].path, member.uuid)
+    except MemberAway:
+        path = search.find(member.uuid, min(FIND_S, config.health.deadline_s))
+        if path is None:
+            raise
+        return LocalDisk(path, member.uuid)

@@ -22,7 +22,6 @@ from typing import NoReturn
 import raidd
 from raidd import config as settings
 from raidd.api import SOCKET_NAME
-from raidd.array.members import Member
 from raidd.codec.erasure import codec_name, self_test
 from raidd.config import Config
 from raidd.daemon import graph, logs
@@ -33,7 +32,7 @@ from raidd.daemon.graph import Array
 from raidd.daemon.logs import EventLog
 from raidd.daemon.metrics import Distribution, Snapshot
 from raidd.daemon.metrics_server import MetricsServer
-from raidd.daemon.opening import lock_disk, now_text, open_array
+from raidd.daemon.opening import now_text, open_array
 from raidd.daemon.papers import contact_line, papers
 from raidd.daemon.server import serve
 from raidd.daemon.service import Service
@@ -175,8 +174,7 @@ class Daemon:
             self.config,
             self.store,
             self.view,
-            lock_disk=lambda disk: lock_disk(opened.locks, disk),
-            unlock_member=self._unlock,
+            lock_disk=opened.locks.take,
             journal=self._journal,
             changed=self._members_changed,
             give_up=self._give_up,
@@ -195,10 +193,6 @@ class Daemon:
     def _give_up(self, error: RaiddError) -> None:
         """A state_dir that fails: the process ends rather than go on guessing."""
         self.supervisor.stop(f"{error.message}; {error.next_step}", code=1)
-
-    def _unlock(self, member: Member) -> None:
-        operation = member.submit("probe", lambda disk, _c: graph.unlock_disk(self.array.opened, disk))
-        operation.wait(5.0)
 
     def _offered(self, source: str, sha256: str | None) -> bool:
         return still_offered(self.roots, source, sha256)

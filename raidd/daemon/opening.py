@@ -12,10 +12,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random, SystemRandom
+from typing import TypeVar
 from uuid import UUID
 
 from raidd.array import replicas
@@ -23,48 +24,27 @@ from raidd.array.adoption import Adoption
 from raidd.array.catalog import Catalog
 from raidd.array.catalog_takeover import take_over
 from raidd.array.discovery import Sighting, discover, newest_segment
-from raidd.array.journal import replica_head
+from raidd.array.journal import Head, JournalDamaged, replica_head
 from raidd.array.label import Label, choose_roster
-from raidd.array.local_disk import LocalDisk, member_folder
+from raidd.array.local_disk import LocalDisk
 from raidd.array.lock import ArrayLock
 from raidd.array.member_disk import MemberDisk
 from raidd.array.members import NOT_FOUND, Member
 from raidd.array.membership import Membership
 from raidd.array.roster import MemberState, Roster, RosterEntry
 from raidd.array.state_file import Remembered, StateFile
-from raidd.array.worker import Cancel, Cancelled, wait_all
+from raidd.array.worker import Cancel, wait_all
 from raidd.config import Config
-from raidd.errors import CatalogUnusable, LabelInvalid, MemberError, RequestUnknown
+from raidd.daemon.locks import Locks
+from raidd.errors import ArrayLocked, CatalogUnusable, LabelInvalid, RaiddError, RequestUnknown
 
+T = TypeVar("T")
 LOG = logging.getLogger(__name__)
 LOOK_S = 4.0
 """How long a start waits for a disk: the socket has to answer. One that is slower is away until the probe finds it."""
 NOT_KEPT_OPEN = frozenset({MemberState.FAILED, MemberState.OFFLINE})
 """No lock is held on these: the operator may unmount them at any time (design, section 7)."""
 TAKEN_OFFLINE = "taken offline by the operator"
-
-
-@dataclass(slots=True)
-class Locks:
-    """All locks of this process: state_dir's and each member's. Released in the living process, without blocking."""
-
-    held: dict[str, ArrayLock] = field(default_factory=dict)
-
-    def take(self, folder: str, *, member: str = "", cancel: Cancel | None = None) -> None:
-        """Take a folder's lock once. ArrayLocked if another process has it."""
-        if folder not in self.held:
-            self.held[folder] = ArrayLock.acquire(folder, member=member, cancel=cancel)
-
-    def drop(self, folder: str) -> None:
-        """Let a member's lock go, so that its disk can be unmounted. May block: on that member's worker."""
-        lock = self.held.pop(folder, None)
-        if lock is not None:
-            lock.release()
-
-    def unlock_all(self) -> None:
-        """At the end of the process."""
-        for lock in list(self.held.values()):
-            lock.unlock()
 
 
 @dataclass(slots=True)
@@ -104,9 +84,9 @@ def open_array(
     if not _exists(state_dir):
         raise _no_array(state_dir)
     locks = Locks()
-    locks.take(str(state_dir))
+    own = locks.take_folder(str(state_dir))
     try:
-        return _open_locked(config, locks, StateFile(state_dir), sightings, roster, fresh_catalog)
+        return _open_locked(config, locks, own, sightings, roster, fresh_catalog)
     except BaseException:
         locks.unlock_all()
         raise
@@ -115,11 +95,12 @@ def open_array(
 def _open_locked(
     config: Config,
     locks: Locks,
-    state_file: StateFile,
+    own: ArrayLock,
     sightings: Sequence[Sighting] | None,
     roster: Roster | None,
     fresh_catalog: str,
 ) -> Opened:
+    state_file = StateFile(config.raidd.state_dir)
     remembered = _remembered(config.raidd.state_dir, state_file, roster)
     if sightings is None:
         places = [(path, uuid) for uuid, path in remembered.paths.items()]
@@ -127,8 +108,7 @@ def _open_locked(
     chosen = choose_roster(_labels(remembered.roster.array, sightings), remembered=remembered.roster)
     members = [_member(e, chosen.array, remembered.paths, sightings, config) for e in chosen.entries if _used(e.state)]
     _lock_members([m for m in members if chosen.entry(m.uuid).state not in NOT_KEPT_OPEN], locks)
-    dead_owner = locks.held[str(config.raidd.state_dir)].passed_dead
-    catalog, because = _open_catalog(config, chosen, members, fresh_catalog, dead_owner=dead_owner)
+    catalog, because = _open_catalog(config, chosen, members, fresh_catalog, dead_owner=own.passed_dead)
     membership = Membership(
         catalog,
         state_file,
@@ -137,7 +117,11 @@ def _open_locked(
         reserve_percent=config.capacity.reserve_percent,
         up_at_stop=remembered.up_at_stop,
     )
-    membership.set_roster(chosen)
+    for member in members:
+        if not member.present:
+            locks.drop(member.uuid)
+    membership.let_go = locks.drop
+    membership.set_roster(chosen, within_s=LOOK_S)
     return Opened(config, locks, catalog, membership, because, SystemRandom())
 
 
@@ -202,25 +186,29 @@ def _member(
 
 
 def _lock_members(members: Iterable[Member], locks: Locks) -> None:
-    """Each on its own worker. Another living owner refuses the start; a disk that fails or dawdles has left."""
-    running = [
-        (m, m.submit("probe", lambda disk, cancel: lock_disk(locks, disk, cancel))) for m in members if m.present
-    ]
+    """Another living owner refuses the start; a disk that fails or dawdles has left."""
+    ask_in_time(members, locks.take)
+
+
+def ask_in_time(members: Iterable[Member], work: Callable[[MemberDisk, Cancel], T]) -> list[tuple[Member, T]]:
+    """Ask all who are there side by side, for as long as a start may take. Who fails or dawdles has left.
+
+    Raises ArrayLocked, the one error that is not the disk's own."""
+    running = [(member, member.submit("probe", work)) for member in members if member.present]
     wait_all([operation for _member, operation in running], LOOK_S)
+    answers = []
     for member, operation in running:
         if not operation.settled():
             operation.cancel.cancel()
             member.leave("it did not answer at the start")
             continue
         try:
-            member.result(operation)
-        except (MemberError, Cancelled) as error:
+            answers.append((member, member.result(operation)))
+        except ArrayLocked:
+            raise
+        except RaiddError as error:
             member.leave(error.message)
-
-
-def lock_disk(locks: Locks, disk: MemberDisk, cancel: Cancel | None = None) -> None:
-    """Take a member's lock."""
-    locks.take(member_folder(disk.path, disk.uuid), member=str(disk.uuid), cancel=cancel)
+    return answers
 
 
 # -- the catalog --------------------------------------------------------------------------------------------
@@ -257,20 +245,22 @@ def _open_catalog(
 
 def _behind(catalog: Catalog, members: Iterable[Member]) -> str:
     """Whether members hold more than the catalog knows of: an older copy of it was put back."""
-    for member in members:
-        if not member.present:
-            continue
-        try:
-            newest = member.call("probe", lambda disk, _c: newest_segment(disk))
-            sequence, digest = member.call("probe", lambda disk, _c: replica_head(disk))
-        except MemberError:
-            continue
-        highest = catalog.highest_id()
+    highest = catalog.highest_id()
+    for member, (newest, head) in ask_in_time(members, _newest):
         if newest is not None and (highest is None or newest > highest):
             return f"{member.path} holds segment {newest}, which is newer than any the catalog has reserved"
-        if not catalog.journal_holds((sequence, digest)):
-            return f"the journal on {member.path} is not the catalog's (entry {sequence})"
+        if head is not None and not catalog.journal_holds(head):
+            return f"the journal on {member.path} is not the catalog's (entry {head[0]})"
     return ""
+
+
+def _newest(disk: MemberDisk, _cancel: Cancel) -> tuple[UUID | None, Head | None]:
+    """The newest segment and the journal's last entry; a damaged journal tells nothing, and is written anew."""
+    newest = newest_segment(disk)
+    try:
+        return newest, replica_head(disk)
+    except JournalDamaged:
+        return newest, None
 
 
 def rebuild_catalog(

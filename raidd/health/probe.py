@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -44,28 +45,30 @@ LET_ALONE = frozenset({MemberState.OFFLINE, MemberState.RETIRED})
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a probe brought: the room, the file system's type, and for a welcome the disk to use from now on."""
+    """What a probe brought: the room, the file system's type; for a welcome, the disk to use from now on."""
 
     space: Space
     filesystem: str
     disk: MemberDisk | None = None
+    roster: Roster | None = None  # in force when it was welcomed
 
 
 class Probe:
     """Probes all members. One thread calls `probe_once`.
 
     ``open_disk(member)`` gives a disk for a member that is away, wherever it is now (MemberAway if nowhere);
-    ``lock(disk)`` takes the member's lock and ``unlock(disk)`` lets it go, on the member's own thread."""
+    ``lock(disk, cancel)`` takes the member's lock, on the member's own thread; ``unlock(uuid)`` lets it go and never
+    blocks."""
 
     def __init__(
         self,
         membership: Membership,
         *,
         open_disk: Callable[[Member], MemberDisk],
-        lock: Callable[[MemberDisk], None],
+        lock: Callable[[MemberDisk, Cancel], None],
         filesystem_of: Callable[[MemberDisk], str] = lambda _disk: "",
         recent_write_s: float,
-        unlock: Callable[[MemberDisk], None] = lambda _disk: None,
+        unlock: Callable[[UUID], None] = lambda _member: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._membership = membership
@@ -92,6 +95,7 @@ class Probe:
         """Of members that are let alone now: an old answer proves nothing when they are asked for again."""
         for uuid in list(uuids):
             self._pending.pop(uuid).withdraw()
+            self._unlock(uuid)
 
     def _hangs(self, member: Member) -> bool:
         """True while any operation on it is overdue. It leaves then, also if nobody waits for that operation, and is
@@ -108,13 +112,20 @@ class Probe:
 
     def _question(self, member: Member) -> Callable[[MemberDisk, Cancel], Answer]:
         if not member.present:
-            return lambda _disk, _cancel: self._welcome(member)
+            return lambda _disk, cancel: self._welcome(member, cancel)
         written = self._clock() - member.last_write_at < self.recent_write_s
         return lambda disk, cancel: self._check(disk, cancel, written)
 
     def _hear(self, member: Member, operation: Operation[Answer]) -> None:
         if operation.done():
             self._pending.pop(member.uuid, None)
+        try:
+            self._act_on(member, operation)
+        finally:
+            if not member.present:
+                self._unlock(member.uuid)  # it stays away (a read-only disk can be locked, too): nothing stays open
+
+    def _act_on(self, member: Member, operation: Operation[Answer]) -> None:
         try:
             answer = operation.result()
         except Cancelled:
@@ -134,8 +145,18 @@ class Probe:
         member.space, member.filesystem = answer.space, answer.filesystem
         member.full = False  # placement looks at the room itself; a write that fails says so again
         if answer.disk is not None and not member.present:
-            member.disk = answer.disk
-            member.arrive()
+            self._arrive(member, answer.disk, answer.roster)
+
+    def _arrive(self, member: Member, disk: MemberDisk, roster: Roster | None) -> None:
+        """It counts, but only under the roster that its label tells. Is that changed, now or since: another welcome."""
+        if not self._membership.changing.acquire(blocking=False):
+            return
+        try:
+            if self._membership.roster == roster:
+                member.disk = disk
+                member.arrive()
+        finally:
+            self._membership.changing.release()
 
     # -- on the member's own thread ----------------------------------------------------------------------
 
@@ -145,33 +166,35 @@ class Probe:
             label = Label.parse(disk.read(LABEL_NAME))
         except FileNotThere as error:
             raise MemberAway(f"{disk.path}: its label is gone", member=str(disk.uuid)) from error
-        roster = self._membership.roster
+        roster = self._membership.roster  # after the label: it is never older than that
         if label.member != disk.uuid or label.roster.array != roster.array:
             raise MemberAway(f"another disk is at {disk.path}: member {label.member}", member=str(disk.uuid))
+        if label.roster != roster:
+            prove(Sighting(disk.path, disk.uuid, label), roster)
+            with suppress(MemberFull):
+                bring_up_to_date(disk, label_for(disk.uuid, roster))
         space = disk.space()
         if not written:
             cancel.check()
             sing(disk, os.urandom(16))
         return Answer(space, self._filesystem_of(disk))
 
-    def _welcome(self, member: Member) -> Answer:
+    def _welcome(self, member: Member, cancel: Cancel) -> Answer:
         """Prove that the disk is the member and of this array's line, lock it, bring its label up to date."""
-        disk = self._open_disk(member)
+        disk, roster = self._open_disk(member), self._membership.roster
         sighting = look_at(disk)
-        prove(sighting, self._membership.roster)
-        self._lock(disk)
+        prove(sighting, roster)
+        cancel.check()
+        self._lock(disk, cancel)
+        sweep(disk)
+        cancel.check()
         try:
-            sweep(disk)
-            try:
-                sing(disk, os.urandom(16))
-                bring_up_to_date(disk, label_for(disk.uuid, self._membership.roster))
-            except MemberFull:  # full is not failed: it serves on, under a label that is ours though old
-                if sighting.label is None:
-                    raise
-            return Answer(disk.space(), self._filesystem_of(disk), disk)
-        except BaseException:
-            self._unlock(disk)  # it stays away (a disk gone read-only can be locked, too): nothing of it stays open
-            raise
+            sing(disk, os.urandom(16))
+            bring_up_to_date(disk, label_for(disk.uuid, roster))
+        except MemberFull:  # full is not failed: it serves on, under a label that is ours though old
+            if sighting.label is None:
+                raise
+        return Answer(disk.space(), self._filesystem_of(disk), disk, roster)
 
 
 def prove(sighting: Sighting, roster: Roster) -> None:

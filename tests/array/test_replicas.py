@@ -135,8 +135,8 @@ def test_the_journal_is_read_a_day_at_a_time_and_goes_on_where_one_replica_is_da
     for disk, (day,) in zip(array.memory, [*ends, *ends], strict=True):
         path = next(path for path in day_files(disk) if day in path)
         disk.put(path, disk.read(path).replace(b"note", b"nota"))
-    for path in array.state_dir.glob("catalog.sqlite*"):
-        path.unlink()
+    for file in array.state_dir.glob("catalog.sqlite*"):
+        file.unlink()
     array.start()
     restored = array.catalog.journal_after(0, 1000)
     assert restored[: len(whole)] == whole
@@ -147,8 +147,8 @@ def test_the_journal_is_read_a_day_at_a_time_and_goes_on_where_one_replica_is_da
 def test_no_operation_reads_more_than_a_day(array: SmallArray) -> None:
     """A journal of years must not take a healthy disk for a hung one."""
     array.stop()
-    for path in array.state_dir.glob("catalog.sqlite*"):
-        path.unlink()
+    for file in array.state_dir.glob("catalog.sqlite*"):
+        file.unlink()
     array.start()
     catalog = array.catalog
     reads: dict[UUID, list[int]] = {disk.uuid: [] for disk in array.memory}

@@ -126,8 +126,7 @@ def test_every_member_away_still_opens(array: TrialArray) -> None:
         assert not any(member.present for member in opened.membership.members())
     finally:
         opened.catalog.close()
-        for folder in list(opened.locks.held):
-            opened.locks.drop(folder)
+        opened.locks.release_all()
 
 
 def test_a_running_member_is_locked(array: TrialArray) -> None:

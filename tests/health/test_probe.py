@@ -15,6 +15,7 @@ from raidd.array.label import Label, label_for
 from raidd.array.member_disk import MemberDisk
 from raidd.array.members import NOT_FOUND, Member
 from raidd.array.roster import MemberState, RosterEntry, RosterEvent, apply, canonical_json, new_roster
+from raidd.array.worker import Cancel
 from raidd.codec.geometry import Geometry, Level
 from raidd.errors import ArrayLocked, MemberFull, MemberReadOnly, RaiddError
 from raidd.health import probe
@@ -35,13 +36,13 @@ class Keys:
         self.held: set[UUID] = set()
         self.foreign: set[UUID] = set()
 
-    def lock(self, disk: MemberDisk) -> None:
+    def lock(self, disk: MemberDisk, _cancel: Cancel) -> None:
         if disk.uuid in self.foreign:
             raise ArrayLocked(f"{disk.path}: another raidd has it")
         self.held.add(disk.uuid)
 
-    def unlock(self, disk: MemberDisk) -> None:
-        self.held.discard(disk.uuid)
+    def unlock(self, member: UUID) -> None:
+        self.held.discard(member)
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,8 @@ from raidd.codec.geometry import Level, default_level, level_geometry, shard_len
 from raidd.codec.manifest import ManifestImage
 from raidd.config import Config, parse
 from raidd.daemon import graph, opening
-from raidd.daemon.opening import Locks, Opened, _open_catalog
+from raidd.daemon.locks import Locks
+from raidd.daemon.opening import Opened, _open_catalog
 from raidd.errors import ImageUnreadable, MemberAway, RaiddError
 from raidd.health.probe import Probe
 from tests.support.faulty_disk import FaultyDisk, SimulatedCrash
@@ -152,7 +153,7 @@ class SmallArray:
         self.prober = Probe(
             self.membership,
             open_disk=self._find_again,
-            lock=lambda _disk: None,
+            lock=lambda _disk, _cancel: None,
             filesystem_of=lambda _disk: "memory",
             recent_write_s=0.0,
             clock=self.clock,

@@ -115,8 +115,7 @@ class TrialArray:
             for member in opened.membership.members():
                 member.close()
             opened.catalog.close()
-            for folder in list(opened.locks.held):
-                opened.locks.drop(folder)
+            opened.locks.release_all()
         self._open.clear()
 
     def __enter__(self) -> TrialArray:
