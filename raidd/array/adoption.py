@@ -23,6 +23,8 @@ from functools import partial
 from uuid import UUID
 
 from raidd.array.catalog import Catalog, ExceptionKind, NewSegment
+from raidd.array.discovery import newest_segment
+from raidd.array.journal import JournalDamaged, replica_head
 from raidd.array.member_disk import MemberDisk, quarantine
 from raidd.array.members import Member
 from raidd.array.membership import Membership
@@ -47,6 +49,8 @@ from raidd.errors import RaiddError, ShardDamaged
 LOG = logging.getLogger(__name__)
 NEWEST_READ_WHOLE = 64
 """A reindex reads this many of the newest segments whole: only these can be torn by an unclean stop."""
+UNLISTED = "reindex.unlisted"
+"""Members that the reindex which made this catalog could not list."""
 REINDEX_PAGE = 256
 """Segments whose heads are read before they are written to the catalog: bounds memory."""
 
@@ -60,6 +64,12 @@ class Settled:
     quarantined: int = 0
     kept: int = 0
     unreadable: int = 0
+
+    def __str__(self) -> str:
+        """For a log: "2 segments adopted, 1 kept"; what did not happen is left out."""
+        counts = [(self.adopted, "adopted"), (self.cleared, "cleared"), (self.quarantined, "quarantined")]
+        counts += [(self.kept, "kept"), (self.unreadable, "unreadable")]
+        return "segments: " + (", ".join(f"{count} {word}" for count, word in counts if count) or "none")
 
     def then(self, later: Settled) -> Settled:
         """Both rounds together: what was done is added up, what is left is what the later one left."""
@@ -148,13 +158,7 @@ class Adoption:
         return {e.member for e in self._membership.roster.entries if e.state != MemberState.RETIRED}
 
     def _settle_one(self, segment: UUID, found: list[Found], everyone: bool, outcome: Settled) -> None:
-        if any(shard.verdict == Verdict.UNREACHABLE for shard in found):
-            outcome.kept += 1
-            return
         if not found:
-            return
-        if any(shard.verdict == Verdict.UNSUPPORTED for shard in found):
-            outcome.unreadable += 1
             return
         candidates = groups(found)
         chosen = winner(candidates, found)
@@ -170,13 +174,13 @@ class Adoption:
         barred = self._catalog.barred(group.manifest)  # purged, or replaced by a segment that exists
         images = group.manifest.images
         if barred or (images and all(self._safe_elsewhere(image, segment) for image in images)):
-            self._clear(segment, found, everyone or not self._names_away(group.manifest), outcome)
+            self._clear(segment, found, self._is_complete(group.manifest, found, everyone), outcome)
             return
         outcome.adopted += self.adopt([(group, found)])
 
     def _incomplete(self, segment: UUID, found: list[Found], everyone: bool, outcome: Settled) -> None:
         manifest = next((shard.prefix.manifest() for shard in found if shard.prefix is not None), None)
-        complete = everyone or (manifest is not None and not self._names_away(manifest))
+        complete = self._is_complete(manifest, found, everyone)
         if manifest is None:
             if complete:
                 self._clear(segment, found, complete, outcome)
@@ -188,6 +192,12 @@ class Adoption:
             outcome.kept += 1
         else:
             self._quarantine(segment, found, outcome)
+
+    def _is_complete(self, manifest: Manifest | None, found: Sequence[Found], everyone: bool) -> bool:
+        """Whether every member that may hold a shard of it was looked at, and answered."""
+        if any(shard.verdict == Verdict.UNREACHABLE for shard in found):
+            return False
+        return everyone or (manifest is not None and not self._names_away(manifest))
 
     def _dispute(self, segment: UUID, candidates: Sequence[Group]) -> None:
         """Neither is served, and both are named."""
@@ -216,9 +226,12 @@ class Adoption:
                 return True
         return False
 
-    def _clear(self, segment: UUID, found: Iterable[Found], complete: bool, outcome: Settled) -> None:
+    def _clear(self, segment: UUID, found: Sequence[Found], complete: bool, outcome: Settled) -> None:
         """Take its shards away. Its id is given up only when none can be left on a member that is away (``complete``)
         and no power cut can bring one back: after that nobody would look for them."""
+        if _newer(found):
+            outcome.unreadable += 1
+            return
         if not self._on_each(found, _remove):
             return
         if complete:
@@ -228,6 +241,9 @@ class Adoption:
     def _quarantine(self, segment: UUID, found: list[Found], outcome: Settled) -> None:
         reason = f"fewer shards of segment {segment} than needed were found, and its images are not known elsewhere"
         now = self._now()
+        if _newer(found):
+            outcome.unreadable += 1
+            return
         if self._on_each(found, lambda disk, shard: _set_aside(disk, shard, reason, now)):
             self._catalog.release([segment])
             outcome.quarantined += 1
@@ -287,9 +303,10 @@ class Adoption:
         name a shard."""
         outcome = Settled()
         members = {member.uuid: member for member in self._membership.present_members()}
-        where = self._all_names(members)
+        where, listed = self._all_names(members)
         order = sorted(where)
         newest = set(order[-NEWEST_READ_WHOLE:])
+        self._catalog.put_meta(UNLISTED, sorted(str(member) for member in self._not_retired() - listed))
         for start in range(0, len(order), REINDEX_PAGE):
             page = order[start : start + REINDEX_PAGE]
             for whole in (False, True):
@@ -298,17 +315,44 @@ class Adoption:
             progress(min(start + REINDEX_PAGE, len(order)), len(order))
         return outcome
 
-    def _all_names(self, members: Mapping[UUID, Member]) -> dict[UUID, list[tuple[UUID, int]]]:
-        """segment → (member, index) of every shard file found; a member that fails meanwhile has left."""
+    def _all_names(self, members: Mapping[UUID, Member]) -> tuple[dict[UUID, list[tuple[UUID, int]]], set[UUID]]:
+        """segment → (member, index) of every shard file found, and who was listed; who fails meanwhile has left."""
         where: dict[UUID, list[tuple[UUID, int]]] = defaultdict(list)
+        listed: set[UUID] = set()
         for member in members.values():
             try:
                 member.call("repair", _settle_down)
                 for segment, index in all_shard_names(member):
                     where[segment].append((member.uuid, index))
+                listed.add(member.uuid)
             except RaiddError as error:
                 LOG.warning("%s: %s", member.path, error.message)
-        return where
+        return where, listed
+
+    def look_through(self, member: Member) -> None:
+        """Have everything that a member holds and nobody knows settled from now on, if the last reindex could not list
+        it, or if it is ahead of the catalog (an old copy was put back while it was away): it may have been on members
+        that were away alone. Costs a listing then, else two small reads. Raises MemberError, Cancelled."""
+        unlisted = set(self._catalog.get_meta(UNLISTED) or ())
+        if str(member.uuid) not in unlisted and not member.call("repair", self._ahead):
+            return
+        busy = self._in_flight() | self._catalog.unused()
+        segments = sorted({segment for segment, _index in all_shard_names(member)} - busy)
+        for start in range(0, len(segments), REINDEX_PAGE):
+            page = set(segments[start : start + REINDEX_PAGE])
+            if strange := page - self._catalog.known(page):
+                self._catalog.keep_reserved(strange)
+        if str(member.uuid) in unlisted:
+            self._catalog.put_meta(UNLISTED, sorted(unlisted - {str(member.uuid)}))
+
+    def _ahead(self, disk: MemberDisk, _cancel: Cancel) -> bool:
+        newest, highest = newest_segment(disk), self._catalog.highest_id()
+        if newest is not None and (highest is None or newest > highest):
+            return True
+        try:
+            return not self._catalog.journal_holds(replica_head(disk))
+        except JournalDamaged:
+            return False  # says nothing; the replication writes it again
 
     def _reindex_page(
         self,
@@ -356,6 +400,11 @@ def _new_segment(group: Group, found: Sequence[Found]) -> NewSegment:
     placed = tuple(member for member in members if member is not None)
     placement = Placement(manifest.geometry, placed)
     return NewSegment(manifest, group.prefix.head.body_offset, placement, frozenset(indexes) - set(group.holders))
+
+
+def _newer(found: Iterable[Found]) -> bool:
+    """A shard of a newer format is among them: it may be all right, and none of them is taken away."""
+    return any(shard.verdict == Verdict.UNSUPPORTED for shard in found)
 
 
 def _settle_down(disk: MemberDisk, _cancel: Cancel) -> None:
