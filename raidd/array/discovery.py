@@ -119,18 +119,18 @@ class MountSearch:
 
     def _search(self, within_s: float) -> None:
         self._looking = {mount: asked for mount, asked in self._looking.items() if not asked.done()}
-        asked = {mount: _look_for_members(mount, within_s) for mount in self._seen - self._looking.keys()}
+        workers = {mount: Worker(f"look at {mount}", within_s) for mount in self._seen - self._looking.keys()}
+        asked = {mount: worker.submit(_ask_for_members(mount)) for mount, worker in workers.items()}
         wait_all(list(asked.values()), within_s)
+        for worker in workers.values():
+            worker.close()
         self._looking |= asked
         answers = [_value(asked[mount]) for mount in sorted(asked)]
         self._found = {uuid: path for answer in answers for path, uuid in answer or ()}
 
 
-def _look_for_members(mount: str, within_s: float) -> Operation[list[tuple[str, UUID]]]:
-    worker = Worker(f"look at {mount}", within_s)
-    operation = worker.submit(partial(_ignoring_cancel, partial(find_member_folders, [mount])))
-    worker.close()
-    return operation
+def _ask_for_members(mount: str) -> Callable[[Cancel], list[tuple[str, UUID]]]:
+    return partial(_ignoring_cancel, partial(find_member_folders, [mount]))
 
 
 def look(path: str, uuid: UUID) -> Sighting:
