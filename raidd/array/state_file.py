@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
@@ -51,7 +51,7 @@ class StateFile:
             return None
         except OSError as error:
             raise StateDirFaulty(f"{self._path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RaiddError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RaiddError) as error:
             raise CatalogUnusable(
                 f"{self._path} cannot be read: {error}",
                 next_step=f"Move it away, then make it again from the members: raidctl assemble MOUNT… ({self._path})",
@@ -68,12 +68,6 @@ class StateFile:
             _write_durably(self._path, json.dumps(document, indent=1).encode())
         except OSError as error:
             raise StateDirFaulty(f"{self._path}: {error.strerror}") from error
-
-    def update(self, **changes: object) -> None:
-        """Change some of it and keep the rest."""
-        known = self.load()
-        assert known is not None
-        self.save(replace(known, **changes))  # type: ignore[arg-type]
 
 
 def _write_durably(path: Path, data: bytes) -> None:
