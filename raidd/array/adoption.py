@@ -16,6 +16,7 @@ again by the next start. Nothing an image depends on is ever unlinked: a shard g
 from __future__ import annotations
 
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,8 +52,11 @@ NEWEST_READ_WHOLE = 64
 """A reindex reads this many of the newest segments whole: only these can be torn by an unclean stop."""
 UNLISTED = "reindex.unlisted"
 """Members that the reindex which made this catalog could not list."""
-REINDEX_PAGE = 256
-"""Segments whose heads are read before they are written to the catalog: bounds memory."""
+PAGE = 64
+"""Segments listed and settled, or compared with the catalog, at a time."""
+READ_AT_ONCE, ADOPT_IMAGES = 16, 4096
+"""Memory: a reindex reads the heads of so many segments at a time (each head of each shard holds the manifest, packed),
+and writes what it has read to the catalog once that holds so many images (a manifest in full may hold 4096)."""
 
 
 @dataclass(slots=True)
@@ -100,6 +104,8 @@ class Adoption:
         self._membership = membership
         self._now, self._offered = now, offered
         self._in_flight, self._on_absent, self._on_event = in_flight, on_absent, on_event
+        self._looked: set[UUID] = set()
+        self._unlisted = threading.Lock()
 
     # -- reserved ids -----------------------------------------------------------------------------------
 
@@ -114,18 +120,22 @@ class Adoption:
         return outcome
 
     def _settle(self, wanted: set[UUID]) -> Settled:
-        outcome = Settled()
+        outcome, order = Settled(), sorted(wanted)
+        for start in range(0, len(order), PAGE):
+            self._settle_page(set(order[start : start + PAGE]), outcome)
+        return outcome
+
+    def _settle_page(self, wanted: set[UUID], outcome: Settled) -> None:
         members = {member.uuid: member for member in self._membership.present_members()}
         names, looked = self._list(members, {day_folder(segment) for segment in wanted}, wanted)
         found = inspect_all(names, members, whole=True)
-        everyone = looked >= self._not_retired()
+        self._looked, everyone = looked, looked >= self._not_retired()
         known = self._catalog.known(wanted)
         gone = {segment for segment in wanted if segment in known or (everyone and not found.get(segment))}
         if gone:
             self._catalog.release(gone)  # in one transaction: after a start these are nearly all
         for segment in sorted(wanted - gone):
             self._settle_one(segment, found.get(segment, []), everyone, outcome)
-        return outcome
 
     def _list(
         self, members: Mapping[UUID, Member], folders: Iterable[str], wanted: set[UUID]
@@ -150,7 +160,7 @@ class Adoption:
         """Empty tmp/ on every member that is there. At a start, before anything is written."""
         for member in self._membership.present_members():
             try:
-                member.call("repair", lambda disk, _cancel: sweep(disk))
+                member.call("probe", lambda disk, _cancel: sweep(disk))  # where labels are written, by way of tmp/
             except RaiddError as error:
                 LOG.warning("%s: tmp/ could not be emptied: %s", member.path, error.message)
 
@@ -207,11 +217,8 @@ class Adoption:
         )
 
     def _names_away(self, manifest: Manifest) -> bool:
-        away = self._membership.away() | {
-            e.member for e in self._membership.roster.entries if not self._membership.presence(e.member).present
-        }
-        retired = {e.member for e in self._membership.roster.entries if e.state == MemberState.RETIRED}
-        return any(member in away and member not in retired for member in manifest.members)
+        """One that came since was not looked at. What a retired one held may be on any other now."""
+        return any(member not in self._looked for member in manifest.members)
 
     def _recoverable(self, image: ManifestImage, segment: UUID) -> bool:
         """Its bytes are still in the inbox, or known and protected."""
@@ -307,12 +314,17 @@ class Adoption:
         order = sorted(where)
         newest = set(order[-NEWEST_READ_WHOLE:])
         self._catalog.put_meta(UNLISTED, sorted(str(member) for member in self._not_retired() - listed))
-        for start in range(0, len(order), REINDEX_PAGE):
-            page = order[start : start + REINDEX_PAGE]
+        pairs: list[tuple[Group, list[Found]]] = []
+        for start in range(0, len(order), READ_AT_ONCE):
+            page = order[start : start + READ_AT_ONCE]
             for whole in (False, True):
-                chosen = [segment for segment in page if (segment in newest) == whole]
-                self._reindex_page({s: where[s] for s in chosen}, members, whole, outcome)
-            progress(min(start + REINDEX_PAGE, len(order)), len(order))
+                chosen = {segment: where[segment] for segment in page if (segment in newest) == whole}
+                pairs += self._read_page(chosen, members, whole, outcome)
+            last = start + READ_AT_ONCE >= len(order)
+            if last or sum(len(group.manifest.images) for group, _found in pairs) >= ADOPT_IMAGES:
+                outcome.adopted += self.adopt(pairs)
+                pairs = []
+                progress(min(start + READ_AT_ONCE, len(order)), len(order))
         return outcome
 
     def _all_names(self, members: Mapping[UUID, Member]) -> tuple[dict[UUID, list[tuple[UUID, int]]], set[UUID]]:
@@ -338,12 +350,19 @@ class Adoption:
             return
         busy = self._in_flight() | self._catalog.unused()
         segments = sorted({segment for segment, _index in all_shard_names(member)} - busy)
-        for start in range(0, len(segments), REINDEX_PAGE):
-            page = set(segments[start : start + REINDEX_PAGE])
+        for start in range(0, len(segments), PAGE):
+            page = set(segments[start : start + PAGE])
             if strange := page - self._catalog.known(page):
                 self._catalog.keep_reserved(strange)
-        if str(member.uuid) in unlisted:
-            self._catalog.put_meta(UNLISTED, sorted(unlisted - {str(member.uuid)}))
+        with self._unlisted:
+            left = set(self._catalog.get_meta(UNLISTED) or ()) - {str(member.uuid)}
+            if left != unlisted:
+                self._catalog.put_meta(UNLISTED, sorted(left))
+
+    def distrust(self, member: UUID) -> None:
+        """Have the next `look_through` list this member, whatever it finds: its journal knows what ours does not."""
+        with self._unlisted:
+            self._catalog.put_meta(UNLISTED, sorted({*(self._catalog.get_meta(UNLISTED) or ()), str(member)}))
 
     def _ahead(self, disk: MemberDisk, _cancel: Cancel) -> bool:
         newest, highest = newest_segment(disk), self._catalog.highest_id()
@@ -354,20 +373,20 @@ class Adoption:
         except JournalDamaged:
             return False  # says nothing; the replication writes it again
 
-    def _reindex_page(
+    def _read_page(
         self,
         where: Mapping[UUID, list[tuple[UUID, int]]],
         members: Mapping[UUID, Member],
         whole: bool,
         outcome: Settled,
-    ) -> None:
+    ) -> list[tuple[Group, list[Found]]]:
         names: dict[UUID, list[tuple[UUID, int]]] = defaultdict(list)
         for segment, holders in where.items():
             for member, index in holders:
                 names[member].append((segment, index))
         found = inspect_all(names, members, whole=whole)
         chosen = [self._choose(segment, found.get(segment, []), outcome) for segment in sorted(where)]
-        outcome.adopted += self.adopt([pair for pair in chosen if pair is not None])
+        return [pair for pair in chosen if pair is not None]
 
     def _choose(self, segment: UUID, found: list[Found], outcome: Settled) -> tuple[Group, list[Found]] | None:
         """The group that is the segment, if it is to be adopted; others are looked for at each start."""

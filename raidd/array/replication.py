@@ -37,6 +37,8 @@ class Replicator:
         self._replicated: dict[UUID, int] = {}
         self._furnished: set[UUID] = set()
         self._merged = False
+        self.on_branch: Callable[[Member], None] = lambda _member: None
+        """A member's journal tells what the catalog has never known: so may its shards."""
 
     def replicate_once(self) -> bool:
         """Append what is new to every member that is there. True while there is more, and it goes on: a member that
@@ -87,6 +89,8 @@ class Replicator:
         once the catalog has learned what only they tell."""
         head = self._end_of(member)
         if head is None or not self._catalog.journal_goes_through(head):
+            if head is not None and not self._catalog.journal_holds(head):
+                self.on_branch(member)  # before it is known: else nobody would look for what else this disk knows
             self._merged |= learn(self._catalog, member, self._now()) > 0
         while head is None or not self._catalog.journal_goes_through(head):
             if not member.call("probe", lambda disk, _c: set_newest_aside(disk, self._now())):

@@ -110,6 +110,7 @@ def build_array(opened: Opened, offered: Callable[[str, str | None], bool], even
     )
     membership.on_change = lambda member: _member_changed(array, member, event)
     membership.on_retired = lambda: array.arrived.put(None)
+    replicator.on_branch = lambda member: _distrust(array, member)
     return array
 
 
@@ -146,6 +147,11 @@ def _look_through(array: Array, member: Member) -> None:
         raise
     except RaiddError as error:
         LOG.warning("%s: %s", member.path, error.message)
+
+
+def _distrust(array: Array, member: Member) -> None:
+    array.adoption.distrust(member.uuid)
+    array.arrived.put(member)
 
 
 def tell_absent(array: Array, event: Event) -> None:
