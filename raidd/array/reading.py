@@ -6,8 +6,8 @@ other shards gives it: the code works byte by byte, so a range costs a range. Wh
 the part is read again, block by block against the checksum tables; that finds the damaged shard, which is
 reported (`on_damage`) for the repair queue, out of the reader's way.
 
-The parts are at most 64 MiB (codec limit; a writer makes 32 MiB): a reader holds one of them at a time,
-whatever the size of the image.
+Large parts are not read whole but in pieces, every block checked (`describing`, `read_piece`); streaming.py makes whole
+images of all this.
 
 Source of the idea to decode ranges: the erasure code is a linear map on bytes (format.md, Code).
 """
@@ -24,7 +24,7 @@ from functools import partial
 from typing import Literal
 from uuid import UUID
 
-from raidd.array.catalog import Catalog, ImageRow, PartRow, SegmentRow
+from raidd.array.catalog import Catalog, PartRow, SegmentRow
 from raidd.array.member_disk import FileNotThere, MemberDisk
 from raidd.array.members import Lane, Member
 from raidd.array.membership import Membership
@@ -61,7 +61,7 @@ class Span:
 
 
 class Reader:
-    """Reads images. Any thread; holds no lock while it waits for a disk."""
+    """Reads parts of segments. Any thread; holds no lock while it waits for a disk."""
 
     def __init__(
         self, catalog: Catalog, membership: Membership, on_damage: Callable[[UUID, int, Damage], None]
@@ -72,36 +72,6 @@ class Reader:
         self._prefixes: OrderedDict[tuple[UUID, int], Prefix] = OrderedDict()
         self._bad: OrderedDict[tuple[UUID, int], set[int]] = OrderedDict()
         self._lock = threading.Lock()
-
-    def read_image(self, image: ImageRow) -> Iterator[bytes]:
-        """The image's bytes, a verified part at a time. Raises ImageUnreadable before a wrong byte is given."""
-        digest = hashlib.sha256()
-        parts = sorted(image.parts, key=lambda part: part.image_offset)
-        for number, part in enumerate(parts):
-            data = self._part_of(image, part)
-            digest.update(data)
-            if number == len(parts) - 1 and digest.hexdigest() != image.sha256:
-                raise ImageUnreadable(
-                    f"image {image.sop_instance_uid}: its parts do not make the whole that was stored"
-                )
-            yield data
-
-    def _part_of(self, image: ImageRow, part: PartRow) -> bytes:
-        """A part; when its segment cannot give it (or was replaced meanwhile), the same range of another copy."""
-        try:
-            return self.read_part(part)
-        except ImageUnreadable as error:
-            for copy in self._catalog.copies(image.sop_instance_uid, image.version, self._membership.away()):
-                for other in copy.parts:
-                    if _same_range(other, part) and other.segment != part.segment:
-                        return self._other(other, error)
-            raise
-
-    def _other(self, part: PartRow, first: ImageUnreadable) -> bytes:
-        try:
-            return self.read_part(part)
-        except ImageUnreadable:
-            raise first from None
 
     def read_part(self, part: PartRow) -> bytes:
         """One part, its SHA-256 proved."""
@@ -120,6 +90,28 @@ class Reader:
         if row is None:
             raise ImageUnreadable(f"segment {segment} is not in the catalog")
         return row
+
+    def describing(self, segment: UUID) -> tuple[SegmentRow, Prefix]:
+        """The segment, and a head that k of its shards agree with: who agrees with it can be believed block by block.
+        Raises ImageUnreadable."""
+        row = self._row(segment)
+        geometry = row.placement.geometry
+        for patience_s in (HEDGE_S, LAST_PATIENCE_S):
+            agreeing = self._agreeing(row, self._prefixes_of(row, range(geometry.n), "read", patience_s))
+            if len(agreeing) >= geometry.k:
+                return row, agreeing[min(agreeing)]
+        raise ImageUnreadable(
+            f"segment {segment}: {len(agreeing)} of the {geometry.k} shards that are needed can be read"
+        )
+
+    def read_piece(self, row: SegmentRow, offset: int, most: int, like: Prefix) -> bytes:
+        """The payload's bytes from `offset` on, at most `most` and not beyond the data shard they lie in, each block
+        checked against shards that agree with `like`. Raises ImageUnreadable."""
+        size, block = shard_length(row.payload_length, row.placement.geometry.k), row.block_size
+        piece = extents(offset, most, size)[0]
+        span = Span(piece.offset // block * block, min(size, -(-(piece.offset + piece.length) // block) * block))
+        bodies = self.verified_bodies(row, [piece.shard], span, patience_s=HEDGE_S, like=like)
+        return bytes(bodies[piece.shard][piece.offset - span.start :][: piece.length])
 
     # -- unverified and fast: the caller compares a digest ------------------------------------------------
 
@@ -435,7 +427,3 @@ def _read(disk: MemberDisk, _cancel: Cancel, *, path: str, offset: int, length: 
 
 def _is_part(data: bytes, part: PartRow) -> bool:
     return hashlib.sha256(data).hexdigest() == part.part_sha256
-
-
-def _same_range(a: PartRow, b: PartRow) -> bool:
-    return (a.image_offset, a.length, a.part_sha256) == (b.image_offset, b.length, b.part_sha256)

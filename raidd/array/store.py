@@ -9,6 +9,7 @@ Promises: what `commit` acknowledges is protected (or the receipt says it is not
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from raidd.array.commit import PADDING_LIMIT, Committer, Payload, Receipt
 from raidd.array.membership import Membership
 from raidd.array.reading import Reader
 from raidd.array.roster import WRITABLE, ArrayState, MemberState, array_state, slot_states
+from raidd.array.streaming import ImageStream
 from raidd.codec.geometry import PAYLOAD_TARGET
 from raidd.codec.ids import next_id
 from raidd.codec.manifest import ManifestImage
@@ -86,6 +88,7 @@ class Store:
         spare = membership.roster.geometry.m + 1  # each hung disk may keep one buffer for as long as it hangs
         self._pool = BufferPool(PAYLOAD_TARGET + PADDING_LIMIT, BUFFERS + spare)
         self._last_image: UUID | None = None
+        self._naming = threading.Lock()
         self._expected = membership.up_at_stop
         self._began = clock()
         self._committed_at = float("-inf")
@@ -163,8 +166,9 @@ class Store:
 
     def new_image_id(self) -> UUID:
         """A time-ordered id that ties the parts of one stored image together."""
-        self._last_image = next_id(self._now_ms(), self._last_image, self._random.getrandbits(74))
-        return self._last_image
+        with self._naming:
+            self._last_image = next_id(self._now_ms(), self._last_image, self._random.getrandbits(74))
+            return self._last_image
 
     def incomplete(self, uid: str) -> list[UUID]:
         """Segments that hold parts of attempts at this image that were never finished."""
@@ -177,8 +181,9 @@ class Store:
         return self.catalog.versions(uid, away=self.membership.away()) if self.catalog.has(uid) else []
 
     def read(self, image: ImageRow) -> Iterator[bytes]:
-        """The image, a verified part at a time. ImageUnreadable before a wrong byte."""
-        return self.reader.read_image(image)
+        """The image, a verified piece at a time. ImageUnreadable before the last piece if a digest differs."""
+        uid, version = image.sop_instance_uid, image.version
+        return iter(ImageStream(self.reader, image, lambda: self.catalog.copies(uid, version, self.membership.away())))
 
     def protect(self, image: ImageRow) -> bool:
         """Try now to re-create what the image's segments miss; True when it is protected afterwards."""

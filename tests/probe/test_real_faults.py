@@ -261,8 +261,8 @@ def member_names(disk: LoopDisk) -> list[str]:
 def test_a_hung_disk_stops_neither_work_nor_a_stop_nor_a_start(tmp_path: Path, slot: int, ending: str) -> None:
     """1. A disk hangs (fsfreeze) with writes in flight: threads of raidd are in D state. 2. Ingest, reads and commands
     go on. 3. End raidd in the middle of its work: its process cannot finish; it becomes a zombie, whose locks stay
-    taken. 4. Start another while the disk still hangs: it takes over and works. 5. Thaw: late writes happen now. 6. They
-    do no harm: the disk comes back, nothing is left in tmp/, catalog and members agree, everything reads back."""
+    taken. 4. Start another while the disk still hangs: it takes over and works. 5. Thaw: late writes happen now.
+    6. They do no harm: the disk is back, nothing is left in tmp/, catalog and members agree, everything reads back."""
     with ward(tmp_path) as it:
         raidd, disk = it.raidd, it.disks[slot]
         try:
