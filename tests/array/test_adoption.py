@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 from crc32c import crc32c
 
+from raidd.array import commit
 from raidd.array.adoption import Settled
 from raidd.array.catalog import SegmentRow
 from raidd.codec.erasure import erasure
@@ -25,7 +26,14 @@ from tests.support.memory_disk import MemoryDisk
 
 DATA = Random(11).randbytes(20_000)
 ALL = range(6)
+A_WHILE_S = 60.0
 Make = Callable[..., SmallArray]
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not look like a slow disk."""
+    monkeypatch.setattr(commit, "LAGGARD_S", A_WHILE_S)
 
 
 @pytest.fixture
@@ -33,7 +41,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
     made: list[SmallArray] = []
 
     def make(**options: object) -> SmallArray:
-        made.append(SmallArray(tmp_path / str(len(made)), **options))  # type: ignore[arg-type]
+        made.append(SmallArray(tmp_path / str(len(made)), **{"deadline_s": A_WHILE_S, **options}))  # type: ignore[arg-type]
         return made[-1]
 
     yield make

@@ -38,7 +38,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
     made: list[SmallArray] = []
 
     def make(**options: object) -> SmallArray:
-        made.append(SmallArray(tmp_path, **options))  # type: ignore[arg-type]
+        made.append(SmallArray(tmp_path, **{"deadline_s": PATIENT_S, **options}))  # type: ignore[arg-type]
         return made[-1]
 
     yield make
@@ -48,10 +48,16 @@ def make(tmp_path: Path) -> Iterator[Make]:
         array.stop()
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not look like a slow disk."""
+    monkeypatch.setattr(commit, "LAGGARD_S", PATIENT_S)
+
+
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Laggards are given up soon."""
-    monkeypatch.setattr(commit, "LAGGARD_S", 0.05)
+    monkeypatch.setattr(commit, "LAGGARD_S", 0.3)
 
 
 def wait_for(true: Callable[[], bool]) -> None:
@@ -104,7 +110,7 @@ def test_a_commit_gives_its_buffer_back(make: Make) -> None:
 
 @pytest.mark.usefixtures("hasty")
 def test_a_laggard_is_given_up_and_its_shard_becomes_a_repair(make: Make) -> None:
-    array = make(deadline_s=PATIENT_S)
+    array = make()
     hang = array.disk(2).hang("file.write", "tmp/*")
     receipt = array.put(IMAGES)
     assert receipt.protected
@@ -120,25 +126,25 @@ def test_a_laggard_is_given_up_and_its_shard_becomes_a_repair(make: Make) -> Non
 
 @pytest.mark.usefixtures("hasty")
 def test_a_hanging_disk_keeps_one_buffer_however_many_batches_pass_it(make: Make) -> None:
-    array = make(deadline_s=PATIENT_S)
+    array = make()
     hang = array.disk(0).hang("create", "tmp/*")
     for number in range(2 * array.store._pool.count):
         assert array.put({f"1.4.{number}": bytes([number])}).protected
-    assert array.store._pool.in_use() == 1
+    wait_for(lambda: array.store._pool.in_use() == 1)
     assert hang.entered.is_set()
 
 
 def test_what_stood_behind_a_hung_write_gives_its_buffer_back_when_the_deadline_passes(make: Make) -> None:
-    array = make(deadline_s=0.3)
+    array = make(deadline_s=2.0)
     array.disk(0).hang("create", "tmp/*")
     for number in range(4):
         assert array.put({f"1.4.{number}": bytes([number])}).protected
-    assert array.store._pool.in_use() == 1
+    wait_for(lambda: array.store._pool.in_use() == 1)
 
 
 @pytest.mark.usefixtures("hasty")
 def test_with_exactly_k_plus_one_durable_the_batch_is_protected_and_not_written_again(make: Make) -> None:
-    array = make(deadline_s=PATIENT_S)
+    array = make()
     array.disk(3).hang("file.sync", "tmp/*")
     receipt = array.put(IMAGES)
     assert receipt.protected
@@ -189,7 +195,7 @@ def test_an_id_whose_shards_could_not_be_taken_away_is_looked_for_until_they_are
 
 
 def test_a_disk_that_hangs_in_a_given_up_attempt_leaves_nothing_when_it_wakes_up(make: Make) -> None:
-    array = make(deadline_s=0.3)
+    array = make(deadline_s=2.0)
     hangs = [array.disk(slot).hang("create", "tmp/*") for slot in (1, 4)]
     receipt = array.put(IMAGES)
     row = array.catalog.segment(receipt.segment)
@@ -424,8 +430,8 @@ def test_a_failed_replacement_leaves_what_it_would_have_replaced_as_it_was(make:
 def test_a_shard_that_lands_late_under_its_final_name_is_taken_by_the_repair(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit, "LAGGARD_S", 0.05)
-    array = make(deadline_s=PATIENT_S)
+    monkeypatch.setattr(commit, "LAGGARD_S", 1.0)
+    array = make()
     hang = array.disk(1).hang("sync_folder", "segments/*")
     receipt = array.put(IMAGES)
     row = array.catalog.segment(receipt.segment)

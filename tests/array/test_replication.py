@@ -14,7 +14,7 @@ from tests.support.memory_disk import MemoryDisk
 
 
 def test_a_full_member_is_not_tried_again_at_once(tmp_path: Path) -> None:
-    array = SmallArray(tmp_path)
+    array = SmallArray(tmp_path, deadline_s=60.0)
     array.put({"1.1": b"image"})
     array.disk(2).fail("append", error=MemberFull("no room"))
     rounds = 0
@@ -58,7 +58,7 @@ def newest_journal(disk: MemoryDisk) -> str:
 def test_a_replica_whose_tail_is_damaged_while_raidd_runs_is_healed_and_stops_nothing(
     tmp_path: Path, damage: str
 ) -> None:
-    array = SmallArray(tmp_path)
+    array = SmallArray(tmp_path, deadline_s=60.0)
     for number in range(4):
         array.put({f"1.{number}": b"image"})
     replicate(array)
@@ -82,7 +82,7 @@ def test_a_replica_whose_tail_is_damaged_while_raidd_runs_is_healed_and_stops_no
 
 
 def test_a_member_that_fails_leaves_and_the_others_get_theirs(tmp_path: Path) -> None:
-    array = SmallArray(tmp_path)
+    array = SmallArray(tmp_path, deadline_s=60.0)
     array.put({"1.1": b"image"})
     array.disk(1).fail("append", error=MemberFaulty("EIO"))
     replicate(array)
@@ -99,7 +99,7 @@ def test_a_member_that_fails_leaves_and_the_others_get_theirs(tmp_path: Path) ->
 
 def test_a_member_that_was_away_is_asked_again_where_its_replica_ends(tmp_path: Path) -> None:
     """Its disk was put back from an older image meanwhile."""
-    array = SmallArray(tmp_path)
+    array = SmallArray(tmp_path, deadline_s=60.0)
     array.put({"1.1": b"image"})
     replicate(array)
     old = array.memory[3].files()
@@ -114,7 +114,7 @@ def test_a_member_that_was_away_is_asked_again_where_its_replica_ends(tmp_path: 
 
 
 def test_when_nothing_is_new_nothing_is_written_and_nobody_is_asked(tmp_path: Path) -> None:
-    array = SmallArray(tmp_path)
+    array = SmallArray(tmp_path, deadline_s=60.0)
     array.put({"1.1": b"image"})
     replicate(array)
     for disk in array.disks.values():
@@ -124,7 +124,7 @@ def test_when_nothing_is_new_nothing_is_written_and_nobody_is_asked(tmp_path: Pa
 
 
 def test_an_offline_member_is_not_touched(tmp_path: Path) -> None:
-    array = SmallArray(tmp_path)
+    array = SmallArray(tmp_path, deadline_s=60.0)
     array.membership.set_roster(apply(array.membership.roster, array.uuid(4), RosterEvent.OFFLINE))
     array.disk(4).log.clear()
     array.put({"1.1": b"image"})
@@ -136,7 +136,7 @@ def test_an_offline_member_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_papers_are_written_where_they_are_missing_or_old_and_only_there(tmp_path: Path) -> None:
-    array = SmallArray(tmp_path)
+    array = SmallArray(tmp_path, deadline_s=60.0)
     replicator = array.parts.replicator
     replicator.use({"README.txt": b"who finds this disk", "config/raidd.toml": b"[raidd]"})
     replicate(array)
@@ -151,7 +151,7 @@ def test_papers_are_written_where_they_are_missing_or_old_and_only_there(tmp_pat
 
 
 def test_a_member_without_room_for_papers_goes_on_serving(tmp_path: Path) -> None:
-    array = SmallArray(tmp_path)
+    array = SmallArray(tmp_path, deadline_s=60.0)
     array.put({"1.1": b"image"})
     array.disk(0).fail("replace", error=MemberFull("ENOSPC"))
     array.parts.replicator.use({"README.txt": b"new"})

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
+from uuid import UUID
 
 import pytest
 
+from raidd.array import commit
 from raidd.array.commit import Receipt
-from raidd.array.roster import ArrayState
+from raidd.array.members import Member
+from raidd.array.roster import ArrayState, RosterEvent, apply
+from raidd.array.store import Store
 from raidd.codec.geometry import Geometry
-from raidd.errors import ArrayFull, ArrayUnwritable, ImageUnreadable, MemberFull
+from raidd.errors import ArrayFull, ArrayUnwritable, ImageUnreadable, MemberFull, StateDirFaulty
 from tests.support.arrays import SmallArray
 
 DATA = {f"1.2.{n}": Random(n).randbytes(size) for n, size in enumerate([1, 100, 4096, 65536, 65537, 300_000])}
@@ -19,7 +24,13 @@ DATA = {f"1.2.{n}": Random(n).randbytes(size) for n, size in enumerate([1, 100, 
 
 @pytest.fixture
 def array(tmp_path: Path) -> SmallArray:
-    return SmallArray(tmp_path)
+    return SmallArray(tmp_path, deadline_s=60.0)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not look like a slow disk."""
+    monkeypatch.setattr(commit, "LAGGARD_S", 60.0)
 
 
 def check_all(array: SmallArray) -> None:
@@ -103,7 +114,8 @@ def _strangers(array: SmallArray, receipt: Receipt) -> list[str]:
     return [name for name in files if str(receipt.segment) not in name]
 
 
-def test_a_hung_member_costs_its_deadline_once(array: SmallArray) -> None:
+def test_a_hung_member_costs_its_deadline_once(tmp_path: Path) -> None:
+    array = SmallArray(tmp_path, deadline_s=2.0)
     hang = array.disk(0).hang("create", "tmp/*")
     receipt = array.put(DATA)
     assert receipt.protected
@@ -114,7 +126,7 @@ def test_a_hung_member_costs_its_deadline_once(array: SmallArray) -> None:
 
 
 def test_a_full_member_takes_nothing_more_and_serves_on(tmp_path: Path) -> None:
-    array = SmallArray(tmp_path)
+    array = SmallArray(tmp_path, deadline_s=60.0)
     array.put(DATA)
     array.disk(5).fail("create", "tmp/*", error=MemberFull("full"))
     receipt = array.put({"5.5": b"y" * 50_000})
@@ -144,7 +156,7 @@ def test_nobody_up_means_images_wait(array: SmallArray) -> None:
 
 
 def test_one_member_left_stores_without_protecting_and_repair_protects(tmp_path: Path) -> None:
-    array = SmallArray(tmp_path, members=2)
+    array = SmallArray(tmp_path, members=2, deadline_s=60.0)
     array.lose(1)
     receipt = array.put(DATA)
     assert not receipt.protected
@@ -228,3 +240,219 @@ def test_scattered_damage_in_every_shard_is_still_decoded_after_the_catalog_is_l
     array.repair_all()
     assert array.catalog.counts().absent_shards == 0
     assert array.read("6.6.6") == big["6.6.6"]
+
+
+# -- may images come in now? -------------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 5000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def store_of(
+    array: SmallArray, clock: Clock, *, reserve_bytes: int = 0, awaited: frozenset[UUID] = frozenset()
+) -> Store:
+    """A store as a start makes it; ``awaited``: who was up at the last stop."""
+    array.membership._up_at_stop = awaited
+    return Store(
+        array.catalog,
+        array.membership,
+        array.parts.committer,
+        array.parts.reader,
+        state_dir=array.state_dir,
+        state_reserve_bytes=reserve_bytes,
+        now_ms=lambda: 1_795_507_200_000,
+        random=Random(1),
+        repair_now=lambda segment: array.parts.rebuilder.repair(segment).whole,
+        event=lambda *_: None,
+        clock=clock,
+    )
+
+
+def member(array: SmallArray, slot: int) -> Member:
+    found = array.membership.member(array.uuid(slot))
+    assert found is not None
+    return found
+
+
+def test_a_start_waits_for_who_was_up_at_the_last_stop_and_goes_on_as_soon_as_they_are_here(array: SmallArray) -> None:
+    clock = Clock()
+    for slot in (1, 4):
+        member(array, slot).leave("not found at the start")
+    store = store_of(array, clock, awaited=frozenset(array.uuid(slot) for slot in range(6)))
+    assert store.writable().startswith("2 members")
+    clock.now += 30
+    member(array, 1).arrive()
+    assert "waiting 30 s more" in store.writable()
+    member(array, 4).arrive()
+    assert store.writable() == ""
+
+
+def test_a_start_waits_a_minute_and_not_longer_and_never_again(array: SmallArray) -> None:
+    clock = Clock()
+    member(array, 1).leave("not found at the start")
+    store = store_of(array, clock, awaited=frozenset(array.uuid(slot) for slot in range(6)))
+    clock.now += 59.9
+    assert store.writable()
+    clock.now += 0.2
+    assert store.writable() == ""
+    clock.now -= 30
+    assert store.writable() == "", "it has waited once"
+
+
+def test_a_member_that_leaves_after_everyone_was_here_is_not_waited_for(array: SmallArray) -> None:
+    store = store_of(array, Clock(), awaited=frozenset(array.uuid(slot) for slot in range(6)))
+    assert store.writable() == ""
+    member(array, 2).leave("pulled")
+    assert store.writable() == ""
+
+
+def test_who_was_away_at_the_last_stop_or_is_given_up_is_not_waited_for(array: SmallArray) -> None:
+    for slot in (1, 2):
+        member(array, slot).leave("not found at the start")
+    roster = apply(array.membership.roster, array.uuid(2), RosterEvent.FAIL)
+    array.membership.set_roster(roster)
+    awaited = frozenset(array.uuid(slot) for slot in range(6)) - {array.uuid(1)}
+    assert store_of(array, Clock(), awaited=awaited).writable() == ""
+
+
+def test_a_system_disk_that_runs_full_stops_ingest_with_its_name_and_lets_it_go_on(array: SmallArray) -> None:
+    clock = Clock()
+    store = store_of(array, clock, reserve_bytes=1 << 60)
+    assert str(array.state_dir) in store.writable()
+    assert array.put(DATA).protected, "reads and what is under way go on"
+    check_all(array)
+    store.state_reserve_bytes = 0
+    clock.now += 2
+    assert store.writable() == ""
+
+
+def test_a_state_dir_that_is_gone_ends_the_process(array: SmallArray) -> None:
+    store = store_of(array, Clock(), reserve_bytes=1)
+    store._state_dir = array.state_dir / "gone"
+    with pytest.raises(StateDirFaulty):
+        store.writable()
+
+
+@pytest.mark.parametrize(("roomless", "says"), [(3, ""), (4, "2 of 6 members have room, 3 are needed"), (6, "0 of 6")])
+def test_room_on_m_plus_one_members_is_enough(array: SmallArray, roomless: int, says: str) -> None:
+    for slot in range(roomless):
+        member(array, slot).full = True
+    said = array.store.writable()
+    assert says in said
+    assert bool(said) is bool(says)
+
+
+def test_what_writable_says_is_what_a_commit_finds(tmp_path: Path) -> None:
+    """For every number of members that are up, and of those that have room."""
+    array = SmallArray(tmp_path, members=4, deadline_s=60.0)
+    for up in range(5):
+        for roomy in range(up + 1):
+            for slot in range(4):
+                one = member(array, slot)
+                one.arrive() if slot < up else one.leave("away")
+                one.full = slot >= roomy
+            try:
+                array.put({f"{up}.{roomy}": b"x"})
+                stored = True
+            except (ArrayFull, ArrayUnwritable):
+                stored = False
+            assert stored is (array.store.writable() == ""), (up, roomy)
+
+
+def test_one_member_up_takes_images_in_and_does_not_protect(tmp_path: Path) -> None:
+    array = SmallArray(tmp_path, members=3, deadline_s=60.0)
+    assert array.store.protects()
+    array.lose(0)
+    assert array.store.protects()
+    array.lose(1)
+    assert not array.store.protects()
+    assert array.store.writable() == ""
+
+
+# -- how safe is it? -----------------------------------------------------------------------------------------------
+
+
+def test_an_empty_array_tolerates_its_parity_less_who_is_away(array: SmallArray) -> None:
+    tolerated = []
+    for slot in range(6):
+        tolerated.append(array.store.standing().failures_tolerated)
+        array.lose(slot)
+    assert tolerated == [2, 1, 0, 0, 0, 0]
+    assert array.store.standing().state == ArrayState.CRITICAL
+
+
+def test_the_weakest_segment_says_what_is_tolerated(array: SmallArray) -> None:
+    array.put({"1.1": b"full width"})
+    array.lose(0)
+    array.put({"1.2": b"narrower"})
+    assert array.store.standing().failures_tolerated == 1, "the first has lost a shard"
+    array.bring_back(0)
+    assert array.store.standing().failures_tolerated == 2
+    assert array.store.standing().state == ArrayState.HEALTHY
+
+
+def test_the_state_word_follows_what_is_left(array: SmallArray) -> None:
+    array.put(DATA)
+    words = []
+    for slot in range(3):
+        words.append(array.store.standing().state)
+        array.lose(slot)
+    words.append(array.store.standing().state)
+    assert words == [ArrayState.HEALTHY, ArrayState.DEGRADED, ArrayState.CRITICAL, ArrayState.FAILED]
+
+
+def test_a_missing_shard_is_degraded_though_every_member_is_online(array: SmallArray) -> None:
+    receipt = array.put(DATA)
+    array.catalog.mark(receipt.segment, 0, "missing")
+    assert array.store.standing().state == ArrayState.DEGRADED
+    assert array.store.protect(array.row("1.2.0"))
+    assert array.store.standing().state == ArrayState.HEALTHY
+
+
+# -- drafts and ids ------------------------------------------------------------------------------------------------
+
+
+def test_buffers_are_bounded_and_given_back_once(array: SmallArray) -> None:
+    drafts = [array.store.draft(5.0) for _ in range(array.store._pool.count)]
+    assert None not in drafts
+    assert array.store.draft(0.01) is None
+    first = drafts[0]
+    assert first is not None
+    first.discard()
+    first.discard()
+    again = array.store.draft(0.01)
+    assert again is not None
+    assert array.store.draft(0.01) is None
+    for draft in [again, *drafts]:
+        if draft is not None:
+            draft.discard()
+    assert array.store._pool.in_use() == 0
+
+
+def test_image_ids_rise_and_differ_whoever_asks_while_the_clock_stands_still(array: SmallArray) -> None:
+    store = store_of(array, Clock())
+    with ThreadPoolExecutor(8) as threads:
+        ids = list(threads.map(lambda _number: store.new_image_id(), range(2000)))
+    assert len(set(ids)) == 2000
+    assert store.new_image_id() > max(ids)
+
+
+def test_busy_means_a_commit_lately_also_one_that_failed(array: SmallArray) -> None:
+    clock = Clock()
+    store = store_of(array, clock)
+    assert not store.busy(2.0)
+    for slot in range(6):
+        array.lose(slot)
+    draft = store.draft(5.0)
+    assert draft is not None
+    with pytest.raises(ArrayUnwritable):
+        store.commit(draft, 1, [])
+    draft.discard()
+    assert store.busy(2.0)
+    clock.now += 2.1
+    assert not store.busy(2.0)

@@ -187,7 +187,7 @@ def test_a_full_member_stays_and_serves(array: SmallArray, prober: Probe) -> Non
 def test_a_probe_that_misses_its_deadline_takes_the_member_out_and_its_end_brings_it_back(
     tmp_path: Path, keys: Keys
 ) -> None:
-    array = SmallArray(tmp_path, deadline_s=0.3)
+    array = SmallArray(tmp_path, deadline_s=2.0)
     prober = prober_of(array, keys)
     hang = array.disk(0).hang("read", LABEL)
     until(prober, lambda: not member(array, 0).present)
@@ -200,7 +200,7 @@ def test_a_probe_that_misses_its_deadline_takes_the_member_out_and_its_end_bring
 
 
 def test_an_overdue_write_takes_the_member_out_though_nobody_waits_for_it(tmp_path: Path, keys: Keys) -> None:
-    array = SmallArray(tmp_path, deadline_s=0.3)
+    array = SmallArray(tmp_path, deadline_s=2.0)
     prober = prober_of(array, keys)
     array.disk(0).hang("create", "tmp/late")
     member(array, 0).submit("write", lambda disk, _cancel: disk.create("tmp/late", 1))
@@ -210,7 +210,7 @@ def test_an_overdue_write_takes_the_member_out_though_nobody_waits_for_it(tmp_pa
 
 
 def test_a_member_is_not_welcomed_while_an_old_operation_still_runs(tmp_path: Path, keys: Keys) -> None:
-    array = SmallArray(tmp_path, deadline_s=0.3)
+    array = SmallArray(tmp_path, deadline_s=2.0)
     prober = prober_of(array, keys)
     hang = array.disk(0).hang("create", "tmp/late")
     member(array, 0).submit("write", lambda disk, _cancel: disk.create("tmp/late", 1))

@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+from raidd.array import commit
 from raidd.array.catalog import SegmentRow
 from raidd.codec.geometry import Level
 from raidd.codec.shard import shard_path
@@ -32,12 +33,18 @@ DATA = Random(5).randbytes(300_001)
 Make = Callable[..., SmallArray]
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not look like a slow disk."""
+    monkeypatch.setattr(commit, "LAGGARD_S", A_WHILE_S)
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
     made: list[SmallArray] = []
 
     def make(**options: object) -> SmallArray:
-        made.append(SmallArray(tmp_path / str(len(made)), **options))  # type: ignore[arg-type]
+        made.append(SmallArray(tmp_path / str(len(made)), **{"deadline_s": A_WHILE_S, **options}))  # type: ignore[arg-type]
         return made[-1]
 
     yield make
@@ -330,7 +337,7 @@ def in_thread(work: Callable[[], Outcome]) -> tuple[threading.Thread, list[Outco
 
 
 def test_repairs_of_one_segment_follow_each_other_and_the_second_finds_nothing_to_do(make: Make) -> None:
-    array = make(deadline_s=A_WHILE_S)
+    array = make()
     row, other = stored(array), stored(array, "1.3")
     lose(array, row, [1])
     hang = faulty(array, row, 1).hang("create", "tmp/*", call=1)
