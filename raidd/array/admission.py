@@ -89,6 +89,8 @@ def _candidate(path: str, allow_filesystem: bool) -> Newcomer | str:
     if not os.path.isabs(path) or "\0" in path:
         return f"{path!r} is not the absolute path of a folder"
     real = os.path.realpath(path)
+    if not _is_text(real):
+        return f"{real!r} is not valid text (UTF-8): mount the disk at another place"
     if not os.path.isdir(real):
         return f"{path} is not a folder; is the disk mounted?"
     labelled = [str(uuid) for _path, uuid in find_member_folders([real])]
@@ -105,6 +107,15 @@ def _candidate(path: str, allow_filesystem: bool) -> Newcomer | str:
     disks = whole_disks(real)
     model, serial = hardware(next(iter(sorted(disks)), ""))
     return Newcomer(real, disks, kind, usage.total, usage.free, model, serial)
+
+
+def _is_text(path: str) -> bool:
+    """It is shown, and goes over the socket."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shared(newcomers: Sequence[Newcomer], taken: Iterable[str], state_dir: str) -> list[str]:

@@ -178,6 +178,8 @@ class Daemon:
     def _transport(self) -> Iterator[None]:
         try:
             yield
+        except UnicodeEncodeError as error:
+            raise _NotText(f"{error.object!r} is not valid text (UTF-8), and cannot be asked for") from error
         except httpx.ReadTimeout as error:
             raise _Silent(f"raidd does not answer on {self._socket}") from error
         except (httpx.ConnectError, httpx.TimeoutException) as error:
@@ -192,6 +194,13 @@ class Daemon:
                 next_step="Use sudo, or ask root to add you (then log in again): usermod -aG raidd USER",
             )
         return DaemonUnreachable(f"no daemon answers on {self._socket}")
+
+
+class _NotText(RaiddError):
+    """A word of the command line holds bytes that no message can."""
+
+    exit_code = 64
+    next_step = "Give images by their UIDs, and disks by a mount whose name is text."
 
 
 class _Silent(DaemonUnreachable):

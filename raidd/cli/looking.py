@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Annotated, Final
@@ -88,7 +89,10 @@ def wait(
     raidctl wait --idle                     after copying images into the inbox
     raidctl wait --healthy --timeout 3600   after replacing a disk
     """
-    request = api.WaitRequest(idle=idle or not healthy, healthy=healthy or not idle, timeout_s=timeout_s)
+    ever = timeout_s is None or math.isinf(timeout_s)
+    request = api.WaitRequest(
+        idle=idle or not healthy, healthy=healthy or not idle, timeout_s=None if ever else timeout_s
+    )
     with daemon(context) as asked, Bar("waiting") as bar:
         asked.wait(request, lambda seen: bar.at(0, label=_awaited(seen)))
 

@@ -44,14 +44,23 @@ class Service:
 
     def inbox(self) -> api.InboxInfo:
         return api.InboxInfo(
-            waiting=self._ingest.waiting,
+            waiting=self._waiting(),
             rejected=self._ingest.rejected,
             last_stored_at=self._ingest.last_stored_at or self._store.catalog.last_written_at(),
             reason=self._held_up(),
         )
 
+    def _waiting(self) -> int:
+        """A folder that cannot be read counts as one: something may wait there."""
+        return self._ingest.waiting + len(self._ingest.denied)
+
     def _held_up(self) -> str:
-        return self._beginning.waiting() or self._store.writable()
+        return self._beginning.waiting() or self._store.writable() or self._unreadable()
+
+    def _unreadable(self) -> str:
+        denied = sorted(self._ingest.denied)
+        others = f" (and {len(denied) - 1} more)" if denied[1:] else ""
+        return f"a folder cannot be read: {denied[0]}{others}" if denied else ""
 
     def images(self, search: api.ImageSearch) -> api.ImageList:
         query = ImageQuery(
@@ -104,7 +113,7 @@ class Service:
         return long_requests.wait(
             request,
             idle=lambda: self._beginning.over and self._ingest.idle_once(),
-            waiting=lambda: self._ingest.waiting,
+            waiting=self._waiting,
             repairs=self._repairs.queued,
             healthy=self._view.is_healthy,
             held_up=self._held_up,

@@ -106,7 +106,7 @@ class View:
         return api.MemberInfo(
             slot=entry.slot,
             state=state.value,
-            path="" if member is None else member.path,
+            path="" if member is None else _valid(member.path),
             uuid=str(entry.member),
             bay=entry.bay,
             size_bytes=space.size_bytes if space is not None else entry.size or None,
@@ -154,6 +154,11 @@ class View:
 
     def _paused(self) -> bool:
         return self._repairs.pace.priority == "pause"
+
+
+def _valid(path: str) -> str:
+    """A mount's name may be any bytes; what goes over the socket is text."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def activity_of(progress: Progress) -> api.Activity:

@@ -255,6 +255,11 @@ class Ingest:
         return self._watcher.waiting
 
     @property
+    def denied(self) -> frozenset[str]:
+        """Folders of inbox and spool that cannot be read, each with the reason: what waits there is not known."""
+        return self._rounds.denied
+
+    @property
     def rejected(self) -> int:
         """Files refused since the start."""
         return self.counters().rejected_total

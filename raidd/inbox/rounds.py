@@ -27,6 +27,11 @@ class Rounds:
         self._next_scan = self._next_expiry = float("-inf")
         self._denied: frozenset[str] = frozenset()
 
+    @property
+    def denied(self) -> frozenset[str]:
+        """Folders that could not be read at the last look, each with the reason."""
+        return self._denied
+
     def due_in_s(self) -> float:
         """Seconds until the next round."""
         next_round = min(self._next_scan, self._next_expiry)

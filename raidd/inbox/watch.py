@@ -13,6 +13,7 @@ while the disk is read for long. A scan costs one stat a file.
 from __future__ import annotations
 
 import heapq
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -329,7 +330,8 @@ class Watcher:
                 tally.leftovers += name_kind(seen.name) is NameKind.OWN
                 tally.beyond += not self._found(root, seen)
             elif isinstance(seen, FolderDenied):
-                tally.denied.append(f"{root.name}:{seen.folder.decode('utf-8', 'replace')}: {seen.reason}")
+                place = os.fsencode(root.path) + (b"/" + seen.folder if seen.folder else b"")
+                tally.denied.append(f"{place.decode('utf-8', 'replace')}: {seen.reason}")
             elif seen.empty:
                 tally.empty.append((root, seen))
 

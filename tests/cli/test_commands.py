@@ -123,6 +123,12 @@ def test_wait_ends_with_4_on_timeout(raidctl: Raidctl, daemon: FakeDaemon) -> No
     assert ended.err == f"raidctl: {late.message}\nnext: {late.next_step}\n"
 
 
+def test_wait_for_an_infinite_time_is_wait_without_a_limit(raidctl: Raidctl, daemon: FakeDaemon) -> None:
+    daemon.lines[api.WAIT] = [api.WaitResult()]
+    assert raidctl("wait", "--timeout", "inf").code == 0
+    assert daemon.asked[-1][2] == {"idle": True, "healthy": True}
+
+
 def test_wait_that_is_cut_off_is_no_success(raidctl: Raidctl, daemon: FakeDaemon) -> None:
     daemon.lines[api.WAIT] = [api.WaitProgress(waiting=2)]
     assert raidctl("wait").code == 1
@@ -319,6 +325,19 @@ def test_wrong_usage_ends_with_64_and_points_to_the_help(arguments: list[str], r
     assert ended.err.startswith("raidctl: ")
     assert "--help" in ended.err.splitlines()[-1]
     assert ended.err.splitlines()[-1].startswith("next: raidctl")
+
+
+@pytest.mark.usefixtures("daemon")
+@pytest.mark.parametrize(
+    "arguments",
+    [["get", "\udcff"], ["list", "\udcff"], ["verify", "\udcff"], ["add", "/x\udcff"], ["replace", "1", "/x\udcff"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_words_that_are_no_text_are_wrong_usage_and_no_traceback(arguments: list[str], raidctl: Raidctl) -> None:
+    ended = raidctl(*arguments)
+    assert ended.code == 64
+    assert "is not valid text (UTF-8)" in ended.err
+    assert "Traceback" not in ended.err
 
 
 def test_every_command_has_a_help_text_with_an_example(raidctl: Raidctl) -> None:

@@ -23,6 +23,7 @@ from tests.support.arrays import SmallArray
 from tests.support.governed import Governed
 
 DATA = {f"1.2.{n}": Random(n).randbytes(size) for n, size in enumerate([1, 4096, 300_000])}
+ADD = {"spare": False, "bay": "", "enclosure": "", "allow_same_device": True, "allow_filesystem": True}
 TRIAL = {"allow_same_device": True, "allow_filesystem": True}
 
 
@@ -266,6 +267,14 @@ def test_add_and_replace_refuse_what_init_refuses(governed: Governed, name: str,
 def test_a_path_that_is_none_is_refused(governed: Governed, path: str) -> None:
     with pytest.raises(RequestRefused, match="is not the absolute path of a folder"):
         governed.administration.add(api.AddRequest(path=path, **TRIAL), "anna")
+
+
+def test_a_mount_whose_name_is_no_text_is_refused(governed: Governed) -> None:
+    """It could neither be shown nor asked for: status goes over the socket as text."""
+    path = os.fsencode(governed.home) + b"/d\xffisk"
+    os.mkdir(path)
+    with pytest.raises(RequestRefused, match="is not valid text"):
+        governed.administration.add(api.AddRequest.model_construct(path=os.fsdecode(path), **ADD), "anna")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -166,6 +166,19 @@ def test_a_system_disk_below_its_reserve_stops_ingest_and_not_reads(governed: Go
     assert b"".join(governed.service.content("1.2.1", None).chunks) == b"kept"
 
 
+def test_an_inbox_that_is_not_there_is_told_and_nothing_counts_as_idle(governed: Governed) -> None:
+    """The share is not mounted: nobody knows what waits there."""
+    inbox = governed.array.config.raidd.inbox
+    inbox.rmdir()
+    with pytest.raises(TimedOut, match=f"1 image waits.*{inbox}: No such file or directory"):
+        list(governed.service.wait(api.WaitRequest(idle=True, timeout_s=0)))
+    shown = governed.service.inbox()
+    assert (shown.waiting, shown.reason) == (1, f"a folder cannot be read: {inbox}: No such file or directory")
+    inbox.mkdir()
+    governed.ingest.idle_once()
+    assert (governed.service.inbox().waiting, governed.service.inbox().reason) == (0, "")
+
+
 # -- changes ---------------------------------------------------------------------------------------------------------
 
 

@@ -192,5 +192,12 @@ def test_while_the_catalog_is_being_made_again_nobody_is_told_that_all_is_well(t
     assert governed.view.is_healthy()
 
 
+def test_a_member_found_at_a_mount_that_is_no_text_can_still_be_shown(governed: Governed) -> None:
+    """The probe finds a disk wherever it is mounted; status must go over the socket all the same."""
+    governed.array.memory[0]._path = "/m/\udcff"
+    assert governed.row(0).path == "/m/\ufffd"
+    governed.status().model_dump_json()
+
+
 def test_times_are_utc_with_milliseconds() -> None:
     assert rfc3339(datetime(2026, 11, 24, 4, 34, 0, 123_456, tzinfo=UTC)) == "2026-11-24T04:34:00.123Z"
