@@ -21,6 +21,7 @@ from raidd.errors import RaiddError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry of the child process; returns its exit code."""
     given = _parser().parse_args(arguments)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # results and notes in order, in a file, too
     logs.configure_notes()
     try:
         given.run(given)

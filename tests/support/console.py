@@ -7,8 +7,9 @@
     ```
 
 A line that begins with "$ " is a command, "> " goes on with it; what follows is what the screen shows. "…" stands for
-anything within a line; alone on a line, for any lines. What differs from one machine or run to the next counts as equal
-(`settled`): sizes, times, ids, a disk's serial, the file system. The home folder is the sandbox, written `/home/vet`.
+anything within a line; alone on a line, for any lines. What differs from one machine or run to the next counts as
+equal (`settled`): sizes, times, ids, a disk's serial and its errors, the file system; and the order of a list. The home
+folder is the sandbox, written `/home/vet`.
 
 `python -m tests.support.console README.md` prints the file with its blocks as the screen shows them today.
 """
@@ -33,13 +34,15 @@ HOME = "/home/vet"
 PATIENCE_S = 90.0
 LOOKING = ("raidctl status", "raidctl check", "raidctl list", "raidctl rebuild", "ls ")
 """Commands that only look: a person who types slower than a script sees the next state, so these are asked again."""
+LISTING = ("raidctl list", "ls ", "find ")
 
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _FILE_SYSTEM = r"(?:ext[234]|xfs|btrfs|zfs|tmpfs|overlay)"
 _VARIES = re.compile(
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"  # a UUID
     r"|\b[0-9a-f]{64}\b"  # a SHA-256
-    r"|\d{4}-\d\d-\d\dT[0-9:.]+(?:Z|\+00:00)|\b\d\d:\d\d\b"  # a time
+    r"|\d{4}-\d\d-\d\dT[0-9:.]+(?:Z|\+00:00)|\b\d{8}T\d{6}\b|\b\d\d:\d\d\b"  # a time
+    r"|\b\d+ segments?\b|\bsegments: \d+\b"  # images that come in together share one, if they come soon enough
     r"|\b(?:\d+ (?:s|min|h) ago|just now)"
     r"|\b\d[\d.,]* ?(?:[KMGT]i?B|[KMGT]|B)(?![\w])"  # a size
     r"|\b\d+ %|\babout [\d,]+"
@@ -47,6 +50,8 @@ _VARIES = re.compile(
     r"|\bpid \d+|\(serial \S+\)|\b\d+\.\d s\b"
 )
 _SERIAL = re.compile(r"(/disk\d+) (?:\S+ )?…\w{1,4}(?= )")
+_ERRORS = re.compile(r"^((?:\d+|–) [a-z]+ .*[#–]) \d+(?= since |$)")
+_WHY_MISSING = re.compile(r"^(\d+ missing .* since #): .*")
 _ENDED = re.compile(r"(?:bash: line \d+:|\S+: line \d+:) +\d+ (?:Killed|Terminated) ")
 """What bash says of a job that was killed; elsewhere, and in other words, in a shell that somebody types into."""
 _ON_FILE_SYSTEM = re.compile(rf",? on {_FILE_SYSTEM}$")
@@ -79,7 +84,7 @@ def _steps(lines: Sequence[str], first: int) -> Iterator[Step]:
             if command:
                 yield Step("\n".join(command), tuple(shown), at)
             command, shown, at = [line[2:]], [], first + number
-        elif line.startswith("> ") and not shown:
+        elif (line == ">" or line.startswith("> ")) and not shown:
             command.append(line[2:])
         else:
             shown.append(line)
@@ -88,7 +93,8 @@ def _steps(lines: Sequence[str], first: int) -> Iterator[Step]:
 def settled(line: str) -> str:
     """A line without what differs from one machine or run to the next; runs of spaces are one."""
     line = _SERIAL.sub(r"\1", " ".join(line.split()))
-    return " ".join(_VARIES.sub("#", _ON_FILE_SYSTEM.sub("", line)).split())
+    line = " ".join(_VARIES.sub("#", _ON_FILE_SYSTEM.sub("", line)).split())
+    return _WHY_MISSING.sub(r"\1", _ERRORS.sub(r"\1 #", line))
 
 
 def agree(shown: Sequence[str], seen: Sequence[str]) -> bool:
@@ -165,11 +171,18 @@ def sandbox(home: Path) -> Iterator[Shell]:
         shell.end()
 
 
+def as_written(step: Step, seen: Sequence[str]) -> bool:
+    """Does the screen show what is written?"""
+    if step.command.startswith(LISTING):
+        return agree(sorted(map(settled, step.shown)), sorted(map(settled, seen)))
+    return agree(step.shown, seen)
+
+
 def perform(shell: Shell, step: Step) -> list[str]:
     """Run a step; a command that only looks is asked again until it shows what is written, or patience ends."""
     seen = shell.run(step.command)
     deadline = time.monotonic() + PATIENCE_S
-    while step.command.startswith(LOOKING) and not agree(step.shown, seen) and time.monotonic() < deadline:
+    while step.command.startswith(LOOKING) and not as_written(step, seen) and time.monotonic() < deadline:
         time.sleep(0.5)
         seen = shell.run(step.command)
     if step.command.rstrip().endswith("&"):
@@ -194,7 +207,11 @@ def captured(document: str) -> str:
             for step in _steps(block.group(1).splitlines(), 1):
                 first, *rest = step.command.split("\n")
                 time.sleep(2.5 if step.command.startswith(LOOKING) else 0)
-                lines += [f"$ {first}", *(f"> {line}" for line in rest), *perform(shell, Step(step.command, ("…",), 0))]
+                lines += [
+                    f"$ {first}",
+                    *(f"> {line}".rstrip() for line in rest),
+                    *perform(shell, Step(step.command, ("…",), 0)),
+                ]
             return "```console\n" + "\n".join(lines) + "\n```"
 
         return _BLOCK.sub(shown, document)
