@@ -114,6 +114,10 @@ class Store:
         """Whether images came in lately: repairs then keep to their pace."""
         return self._clock() - self._committed_at < within_s
 
+    def may_begin(self) -> None:
+        """The start is over: from now on members that were up at the last stop are waited for (`RETURN_WAIT_S`)."""
+        self._began = self._clock()
+
     def protects(self) -> bool:
         """Would a commit made now be protected? False with one member up."""
         return sum(place.up for place in self.membership.places()) >= 2

@@ -18,11 +18,12 @@ from uuid import UUID
 from raidd.array.adoption import Adoption
 from raidd.array.commit import Committer
 from raidd.array.discovery import MountSearch
+from raidd.array.heads import Damage
 from raidd.array.host import filesystem
 from raidd.array.local_disk import LocalDisk
 from raidd.array.member_disk import MemberDisk
 from raidd.array.members import Member
-from raidd.array.reading import Damage, Reader
+from raidd.array.reading import Reader
 from raidd.array.replication import Replicator
 from raidd.array.roster import MemberState
 from raidd.array.store import Store
@@ -120,13 +121,17 @@ def pace_of(config: Config) -> Pace:
     return Pace(repair.priority, repair.floor_mib_s, repair.rate_mib_s)  # type: ignore[arg-type]
 
 
-def make_whole(array: Array, progress: Callable[[int, int], None] = lambda _done, _total: None) -> None:
+def make_whole(
+    array: Array,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    restored: Callable[[], None] = lambda: None,
+) -> None:
     """At a start: the catalog, if it has to be made again; then leftovers; then what can be mended at once.
 
     Ingest begins after this: an image whose commit a crash interrupted is known before its original is met again."""
     array.adoption.sweep()
     if array.opened.reindex_because:
-        rebuild_catalog(array.opened, array.adoption, progress)
+        rebuild_catalog(array.opened, array.adoption, progress, restored)
     for member in array.opened.membership.present_members():
         _look_through(array, member)
     settled = array.adoption.settle(stale_ids(array))

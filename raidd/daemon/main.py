@@ -32,13 +32,14 @@ from raidd.daemon.graph import Array
 from raidd.daemon.logs import EventLog
 from raidd.daemon.metrics import Distribution, Snapshot
 from raidd.daemon.metrics_server import MetricsServer
-from raidd.daemon.opening import now_text, open_array
+from raidd.daemon.opening import LOOK_S, now_text, open_array
 from raidd.daemon.papers import contact_line, papers
+from raidd.daemon.recorder import Recorder
 from raidd.daemon.server import serve
 from raidd.daemon.service import Service
 from raidd.daemon.supervisor import Supervisor, Wake
 from raidd.daemon.view import View
-from raidd.errors import CatalogUnusable, ConfigInvalid, RaiddError, StateDirFaulty
+from raidd.errors import FATAL, ConfigInvalid, RaiddError
 from raidd.inbox.batch import Ingest
 from raidd.inbox.custody import Custody
 from raidd.inbox.folders import Root, inbox_root, spool_root
@@ -106,6 +107,7 @@ class Daemon:
         self.roots = _roots(config)
         opened = open_array(config)
         self.supervisor.on_exit("locks", opened.locks.unlock_all)
+        self.recorder = Recorder(opened.catalog, now_text, wait=bool(opened.reindex_because))
         self.array: Array = graph.build_array(opened, self._offered, self._event)
         self.store, self.repairs = self.array.store, self.array.repairs
         self._keep_contact(config)
@@ -143,13 +145,14 @@ class Daemon:
     def _start(self, stopping: threading.Event) -> None:
         """Leftovers first; then everything that loops."""
         graph.tell_absent(self.array, self._event)
-        graph.make_whole(self.array, self.beginning.progress)
-        if stopping.is_set():
-            return
-        self.beginning.ended()
         start = self.supervisor.loop
         interval = lambda: self.config.health.probe_interval_s  # noqa: E731  (may change at a reload)
-        start("health/probe", self.probe.probe_once, interval, self.probe_wake)
+        start("health/probe", self.probe.probe_once, interval, self.probe_wake)  # who comes meanwhile is used at once
+        graph.make_whole(self.array, self.beginning.progress, self.recorder.begin)
+        if stopping.is_set():
+            return
+        self.store.may_begin()
+        self.beginning.ended()
         start("array/welcome", lambda: graph.welcome_once(self.array), 0.0)
         start("array/replicate", self.array.replicator.replicate_once, REPLICATE_S)
         start("array/remember", self.array.opened.membership.remember_up, REPLICATE_S)
@@ -207,8 +210,8 @@ class Daemon:
     def _journal(self, actor: str, action: str, objects: tuple[str, ...], detail: dict[str, object]) -> None:
         """A journal that cannot be written means a system disk that cannot be trusted: the process ends."""
         try:
-            self.array.opened.catalog.append_journal(now_text(), actor, action, objects, detail=detail)
-        except (StateDirFaulty, CatalogUnusable) as error:
+            self.recorder.write(actor, action, objects, detail)
+        except FATAL as error:
             self._give_up(error)
 
     # -- snapshots ----------------------------------------------------------------------------------------
@@ -266,7 +269,7 @@ class Daemon:
         membership, contact = self.array.opened.membership, contact_line(config.contact)
         with membership.changing:
             if contact != membership.roster.contact:
-                membership.set_roster(membership.roster.successor(contact=contact))
+                membership.set_roster(membership.roster.successor(contact=contact), within_s=LOOK_S)
 
     def _close(self) -> None:
         """After the drain: who is up is remembered for the next start; the catalog is checkpointed."""

@@ -264,11 +264,15 @@ def _newest(disk: MemberDisk, _cancel: Cancel) -> tuple[UUID | None, Head | None
 
 
 def rebuild_catalog(
-    opened: Opened, adoption: Adoption, progress: Callable[[int, int], None] = lambda _done, _total: None
+    opened: Opened,
+    adoption: Adoption,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    restored: Callable[[], None] = lambda: None,
 ) -> None:
-    """Fill a new catalog from the members' journal and heads."""
+    """Fill a new catalog from the members' journal and heads. ``restored`` is called when the journal is whole."""
     catalog = opened.catalog
     replicas.restore(catalog, opened.membership.members(), now_text)
+    restored()
     outcome = adoption.reindex(progress)
     catalog.put_meta("reindexing", None)
     catalog.append_journal(

@@ -304,6 +304,17 @@ def test_a_start_waits_a_minute_and_not_longer_and_never_again(array: SmallArray
     assert store.writable() == "", "it has waited once"
 
 
+def test_the_minute_begins_when_the_start_is_over(array: SmallArray) -> None:
+    clock = Clock()
+    store = store_of(array, clock, awaited=frozenset(array.uuid(slot) for slot in range(6)))
+    array.lose(2)
+    clock.now += 600  # the catalog was made again meanwhile
+    store.may_begin()
+    assert store.writable() != ""
+    clock.now += 61
+    assert store.writable() == ""
+
+
 def test_a_member_that_leaves_after_everyone_was_here_is_not_waited_for(array: SmallArray) -> None:
     store = store_of(array, Clock(), awaited=frozenset(array.uuid(slot) for slot in range(6)))
     assert store.writable() == ""
