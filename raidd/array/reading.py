@@ -15,37 +15,27 @@ Source of the idea to decode ranges: the erasure code is a linear map on bytes (
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 from uuid import UUID
 
 from raidd.array.catalog import Catalog, PartRow, SegmentRow
+from raidd.array.heads import Damage, Heads
 from raidd.array.member_disk import FileNotThere, MemberDisk
 from raidd.array.members import Lane, Member
 from raidd.array.membership import Membership
 from raidd.array.worker import Cancel, Operation
 from raidd.codec.erasure import Buffer, erasure
 from raidd.codec.geometry import Extent, extents, shard_length
-from raidd.codec.shard import Prefix, damaged_blocks, parse_prefix, shard_path
-from raidd.errors import ImageUnreadable, MemberAway, MemberFaulty, RaiddError, ShardDamaged, ShardError
+from raidd.codec.shard import Prefix, damaged_blocks, shard_path
+from raidd.errors import ImageUnreadable, MemberAway, MemberFaulty, RaiddError
 
 HEDGE_S = 0.5
 """A shard that has not answered within this time is decoded from the others."""
 PATIENCE_S, LAST_PATIENCE_S = 2.0, 60.0
 """How long a block-by-block read waits for shards: first, and when too few of them answered."""
-PREFIXES_KEPT = 256
-"""Parsed heads kept for block checks: some 10 KiB each for a full segment."""
-
-BAD_KEPT = 4096
-"""Shards whose bad blocks are remembered, so that each is counted once."""
-HEAD = -1
-
-Damage = Literal["missing", "damaged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +59,7 @@ class Reader:
         self._catalog = catalog
         self._membership = membership
         self._on_damage = on_damage
-        self._prefixes: OrderedDict[tuple[UUID, int], Prefix] = OrderedDict()
-        self._bad: OrderedDict[tuple[UUID, int], set[int]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._heads = Heads(membership, on_damage)
 
     def read_part(self, part: PartRow) -> bytes:
         """One part, its SHA-256 proved."""
@@ -97,7 +85,7 @@ class Reader:
         row = self._row(segment)
         geometry = row.placement.geometry
         for patience_s in (HEDGE_S, LAST_PATIENCE_S):
-            agreeing = self._agreeing(row, self._prefixes_of(row, range(geometry.n), "read", patience_s))
+            agreeing = self._heads.agreeing(row, self._prefixes_of(row, range(geometry.n), "read", patience_s))
             if len(agreeing) >= geometry.k:
                 return row, agreeing[min(agreeing)]
         raise ImageUnreadable(
@@ -257,7 +245,7 @@ class Reader:
             batch, rest = batch + rest, []  # all at once: the largest agreeing group is what counts
         good: dict[int, tuple[set[int], bytes]] = {}
         while batch:
-            fresh = self._agreeing(row, self._prefixes_of(row, batch, lane, patience_s), like)
+            fresh = self._heads.agreeing(row, self._prefixes_of(row, batch, lane, patience_s), like)
             good |= self._good_blocks(row, fresh, span, lane, patience_s)
             like = like or next(iter(fresh.values()), None)
             more = _lacking(geometry.k, wanted, blocks, good)
@@ -305,50 +293,14 @@ class Reader:
             there = range(first, first + -(-len(body) // block))  # a file cut short still has the blocks before the cut
             good[index] = (set(there) - set(damaged_blocks(prefixes[index], body, first)), body)
             if bad := numbers - good[index][0]:
-                self._note_bad(row, index, bad)
+                self._heads.note_bad(row, index, bad)
         return good
-
-    def _note_bad(self, row: SegmentRow, index: int, blocks: set[int]) -> None:
-        """Bad blocks (HEAD for what stands before them), each counted once however often it is met."""
-        with self._lock:
-            known = self._bad.setdefault((row.segment, index), set())
-            fresh = len(blocks - known)
-            known |= blocks
-            while len(self._bad) > BAD_KEPT:
-                self._bad.popitem(last=False)
-        member = self._membership.member(row.placement.members[index])
-        if member is not None and fresh:
-            member.count_error(f"{fresh} damaged blocks in segment {row.segment} shard {index}", fresh)
-        self._on_damage(row.segment, index, "damaged")
-
-    def _agreeing(self, row: SegmentRow, prefixes: dict[int, Prefix], like: Prefix | None = None) -> dict[int, Prefix]:
-        """Only shards that describe themselves as the catalog does, and of those the ones that agree with ``like``;
-        with nothing to agree with, the largest agreeing group."""
-        fitting = {
-            index: prefix
-            for index, prefix in prefixes.items()
-            if prefix.head.geometry == row.placement.geometry
-            and prefix.head.payload_length == row.payload_length
-            and prefix.head.body_offset == row.body_offset
-        }
-        for index in set(prefixes) - set(fitting):
-            self._on_damage(row.segment, index, "damaged")
-        if not fitting:
-            return {}
-        groups = Counter(prefix.agreement() for prefix in ([like] if like is not None else fitting.values()))
-        best, count = groups.most_common(1)[0]
-        agreeing = {index: prefix for index, prefix in fitting.items() if prefix.agreement() == best}
-        if like is None and count >= row.placement.geometry.k:
-            for index in fitting.keys() - agreeing.keys():  # the segment is what the group says; these are another's
-                self._on_damage(row.segment, index, "damaged")
-        return agreeing
 
     def _prefixes_of(self, row: SegmentRow, indexes: Sequence[int], lane: Lane, patience_s: float) -> dict[int, Prefix]:
         found: dict[int, Prefix] = {}
         asked: dict[int, tuple[Member, Operation[bytes]] | None] = {}
         for index in indexes:
-            with self._lock:
-                kept = self._prefixes.get((row.segment, index))
+            kept = self._heads.kept(row.segment, index)
             if kept is not None:
                 found[index] = kept
             else:
@@ -356,28 +308,10 @@ class Reader:
                     row, index, Span(-row.body_offset, 0), lane, last_resort=patience_s > PATIENCE_S
                 )
         for index, data in self._collect(row, asked, patience_s).items():
-            prefix = self._parse(row, index, data)
+            prefix = self._heads.learn(row, index, data)
             if prefix is not None:
                 found[index] = prefix
         return found
-
-    def _parse(self, row: SegmentRow, index: int, data: Buffer) -> Prefix | None:
-        try:
-            prefix = parse_prefix(data)
-            if prefix.head.segment != row.segment or prefix.head.index != index:
-                raise ShardDamaged(f"segment {row.segment}: the head of shard {index} names another shard")
-            if not prefix.table_matches_manifest():
-                raise ShardDamaged(f"segment {row.segment}: the checksum table of shard {index} is not the manifest's")
-        except ShardDamaged:
-            self._note_bad(row, index, {HEAD})
-            return None
-        except ShardError:
-            return None  # a newer format: unreadable, not damaged; never repaired over
-        with self._lock:
-            self._prefixes[(row.segment, index)] = prefix
-            while len(self._prefixes) > PREFIXES_KEPT:
-                self._prefixes.popitem(last=False)
-        return prefix
 
     def prefix(self, row: SegmentRow, indexes: Sequence[int], lane: Lane = "repair") -> Prefix:
         """One trusted prefix of the segment, for re-creating a sibling: k that agree are read, if there are so many.
@@ -388,16 +322,14 @@ class Reader:
         while left and len(agreeing) < k:
             batch, left = left[: k - len(agreeing)], left[k - len(agreeing) :]
             found |= self._prefixes_of(row, batch, lane, LAST_PATIENCE_S)
-            agreeing = self._agreeing(row, found)
+            agreeing = self._heads.agreeing(row, found)
         if not agreeing:
             raise ImageUnreadable(f"segment {row.segment}: the heads of its shards cannot be read")
         return agreeing[min(agreeing)]
 
     def forget(self, segment: UUID, index: int) -> None:
         """Drop what is remembered of a shard that was written again."""
-        with self._lock:
-            self._prefixes.pop((segment, index), None)
-            self._bad.pop((segment, index), None)
+        self._heads.forget(segment, index)
 
 
 def _lacking(k: int, wanted: Sequence[int], blocks: range, good: Mapping[int, tuple[set[int], bytes]]) -> int:
