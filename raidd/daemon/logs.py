@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, TextIO
@@ -112,6 +113,8 @@ def _send(level: int, out: TextIO, formatter: logging.Formatter) -> None:
     handler.setFormatter(formatter)
     logging.raiseExceptions = False  # a log that cannot be written must not become a traceback on it
     logging.captureWarnings(True)
+    # watchdog meets a folder twice when one is made while it registers the folder above: once is enough, all is well.
+    warnings.filterwarnings("ignore", "Callback with id .* already exists", RuntimeWarning)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

@@ -86,6 +86,7 @@ class Demo:
     stage: Stage
     dying: list[int]
     python: str
+    dead: list[str] = field(default_factory=list)  # members
     kept: dict[str, Picture] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -163,6 +164,7 @@ class Demo:
     def disks_die(self) -> None:
         heading(3, f"disks {' and '.join(map(str, self.dying))} die")
         command(["rm", "-rf", *(f"{self.stage.shown}/disk{slot}" for slot in self.dying)])
+        self.dead = [row.uuid for row in self.stage.status().members if row.slot in self.dying]
         for slot in self.dying:
             dead = self.stage.folder / f".dead{slot}"
             self.stage.disk(slot).rename(dead)
@@ -218,6 +220,7 @@ class Demo:
     def killed_amid_an_upload(self) -> None:
         pictures = relatives(self.kept.values(), 1)
         heading(5, f"kill -9 while {len(pictures)} more images are uploaded")
+        self.stage.until(lambda: self.stage.has_noted_the_absence_of(self.dead), "raidd has noted the dead disks")
         upload = Upload(self.stage.inbox, pictures)
         upload.go_on()
         self.stage.until(lambda: len(upload.gone()) >= KILL_AFTER, "images are acknowledged")

@@ -13,12 +13,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 from raidd import api
+from raidd.array.state_file import StateFile
 from raidd.cli.client import Daemon
 from raidd.errors import RaiddError
 from tests.demo import screen
@@ -181,6 +183,11 @@ class Stage:
     def status(self) -> api.Status:
         with self.ask() as asked:
             return asked.status()
+
+    def has_noted_the_absence_of(self, members: Iterable[str]) -> bool:
+        """Written down for the next start, which waits up to a minute for members that were there at the last stop."""
+        remembered = StateFile(self.folder / "state").load()
+        return remembered is not None and not {UUID(member) for member in members} & remembered.up_at_stop
 
     def raidctl(self, *words: str, accept: tuple[int, ...] = (0,)) -> None:
         """Show the command and what it prints."""
