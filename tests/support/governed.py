@@ -27,6 +27,9 @@ from tests.support.arrays import SmallArray
 Entry = tuple[str, str, tuple[str, ...], dict[str, object]]
 
 
+STILL_PASSES = 10
+
+
 class Governed:
     """See the module. What would be told to others is kept in lists."""
 
@@ -79,8 +82,10 @@ class Governed:
     def take_in(self) -> None:
         """Everything that lies in the inbox, as the two threads do."""
         self.ingest.idle_once()
-        while self.ingest.prepare_once(0.0) or self.ingest.commit_once(0.0):
-            pass
+        still = 0
+        while still < STILL_PASSES:  # batches are paced: nothing to do now does not mean nothing to do soon
+            moved = self.ingest.prepare_once(0.02) or self.ingest.commit_once(0.0)
+            still = 0 if moved else still + 1
 
     def _lock(self, disk: MemberDisk) -> None:
         self.locked.append(disk.path)
