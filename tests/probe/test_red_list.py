@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -43,9 +44,19 @@ OLD = {f"1.1.{n}": Random(f"old {n}").randbytes(50_000 + n) for n in range(3)}
 NEW = {f"1.2.{n}": Random(f"new {n}").randbytes(90_000 + n) for n in range(3)}
 
 
+PATIENT_S, HASTY_S = 60.0, 3.0
+"""Members' deadlines: where nothing hangs a busy machine must not look like a sick disk; where something does, the
+test waits for it."""
+
+
 @pytest.fixture
 def array(tmp_path: Path) -> SmallArray:
-    return SmallArray(tmp_path)
+    return SmallArray(tmp_path, deadline_s=PATIENT_S)
+
+
+@pytest.fixture
+def hasty(tmp_path: Path) -> SmallArray:
+    return SmallArray(tmp_path, deadline_s=HASTY_S)
 
 
 def check(array: SmallArray, images: dict[str, bytes]) -> None:
@@ -90,7 +101,7 @@ def test_power_cut_with_exactly_k_plus_1_shards_one_disk_away_and_the_catalog_lo
     """1. One member fails in the write: the image is acknowledged on k+1 = 5. 2. Power cut everywhere. 3. A second
     disk does not come back, and the catalog is lost. 4. Everything is readable, nothing is tidied away. 5. It comes
     back: everything is protected again."""
-    array = SmallArray(tmp_path, seed=gone)
+    array = SmallArray(tmp_path, seed=gone, deadline_s=PATIENT_S)
     array.put(OLD)
     array.disk(0).fail("file.write", "tmp/*")
     assert array.put(NEW).protected
@@ -111,7 +122,7 @@ def test_power_cut_with_exactly_k_plus_1_shards_one_disk_away_and_the_catalog_lo
 @pytest.mark.parametrize("gone", range(1, 6))
 def test_exactly_k_shards_after_a_power_cut_are_served_and_not_called_protected(tmp_path: Path, gone: int) -> None:
     """The same, and the member that failed stays away: k shards are left."""
-    array = SmallArray(tmp_path, seed=gone)
+    array = SmallArray(tmp_path, seed=gone, deadline_s=PATIENT_S)
     array.disk(0).fail("file.write", "tmp/*")
     assert array.put(NEW).protected
     array.lost |= {array.uuid(0), array.uuid(gone)}
@@ -208,9 +219,10 @@ def test_a_rename_lost_by_a_dying_xfs_whose_folder_fsync_succeeds_does_not_count
 # -- disks that hang ---------------------------------------------------------------------------------------------
 
 
-def test_a_late_write_of_a_hung_disk_takes_its_own_bytes_though_its_buffer_was_wanted_again(array: SmallArray) -> None:
+def test_a_late_write_of_a_hung_disk_takes_its_own_bytes_though_its_buffer_was_wanted_again(hasty: SmallArray) -> None:
     """1. A write hangs before it has taken its bytes. 2. The batch is acknowledged without it, and many more batches
     come and go. 3. The disk wakes up. 4. What it writes now are still its own shard's bytes, and it renames nothing."""
+    array = hasty
     disk = array.disk(2)
     hang = disk.hang("file.write", "tmp/*")
     first = array.put(NEW)
@@ -240,9 +252,10 @@ def test_a_late_write_of_a_hung_disk_takes_its_own_bytes_though_its_buffer_was_w
     check_any_two_away(array, NEW)
 
 
-def test_a_rename_that_goes_through_late_is_found_good_or_taken_away(array: SmallArray) -> None:
+def test_a_rename_that_goes_through_late_is_found_good_or_taken_away(hasty: SmallArray) -> None:
     """Two disks hang in their renames: the batch is written again under a new id. The renames then go through: shards
     of an attempt that nobody was told of appear, and are taken away."""
+    array = hasty
     hangs = [array.disk(slot).hang("rename_new", "segments/*", call=1) for slot in (1, 4)]
     receipt = array.put(NEW)
     row = array.catalog.segment(receipt.segment)
@@ -260,8 +273,9 @@ def test_a_rename_that_goes_through_late_is_found_good_or_taken_away(array: Smal
     check_any_two_away(array, NEW)
 
 
-def test_a_laggards_late_shard_is_taken_as_its_repair(array: SmallArray) -> None:
+def test_a_laggards_late_shard_is_taken_as_its_repair(hasty: SmallArray) -> None:
     """One disk hangs in its rename; it goes through after the commit: the shard is good, and is kept."""
+    array = hasty
     hang = array.disk(1).hang("rename_new", "segments/*", call=1)
     receipt = array.put(NEW)
     disk, path, index = shard_on(array, receipt.segment, 1)
@@ -276,9 +290,10 @@ def test_a_laggards_late_shard_is_taken_as_its_repair(array: SmallArray) -> None
     check_any_two_away(array, NEW)
 
 
-def test_killed_while_a_disk_hangs_and_started_while_it_still_hangs(array: SmallArray) -> None:
+def test_killed_while_a_disk_hangs_and_started_while_it_still_hangs(hasty: SmallArray) -> None:
     """1. A disk hangs in a write. 2. kill -9. 3. The start finds the disk hanging still: it does without. 4. Images
     come in and go out. 5. The disk wakes up, the dead process's last call takes effect. 6. It comes back."""
+    array = hasty
     array.put(OLD)
     slot = 2
     hang = array.disk(slot).hang("rename_new", "segments/*")
@@ -299,8 +314,9 @@ def test_killed_while_a_disk_hangs_and_started_while_it_still_hangs(array: Small
     check_any_two_away(array, OLD | NEW | later)
 
 
-def test_a_disk_that_begins_to_hang_in_the_start_costs_its_deadline(array: SmallArray) -> None:
+def test_a_disk_that_begins_to_hang_in_the_start_costs_its_deadline(hasty: SmallArray) -> None:
     """Its label could still be read; looking for leftovers on it hangs."""
+    array = hasty
     array.put(OLD)
     array.stop()
     original = array._faulty
@@ -338,8 +354,9 @@ def test_a_retry_has_a_new_id_and_the_first_attempt_never_comes_back(array: Smal
     them to make it exist, come back from the dead. 3. Neither a restart nor a lost catalog takes it in beside the
     second."""
     kept: dict[int, tuple[str, bytes]] = {}
+    all_kept = threading.Event()
     for slot in range(6):
-        array.disk(slot).on_call = _keeper(array.disk(slot), slot, kept)
+        array.disk(slot).on_call = _keeper(array.disk(slot), slot, kept, all_kept)
     for slot in (1, 4):
         array.disk(slot).fail("sync_folder", "segments/*", after=True, call=1)
     receipt = array.put(NEW)
@@ -363,17 +380,18 @@ def test_a_retry_has_a_new_id_and_the_first_attempt_never_comes_back(array: Smal
         assert len(array.catalog.copies("1.2.0", 1, frozenset())) == 1
 
 
-def _keeper(disk: FaultyDisk, slot: int, kept: dict[int, tuple[str, bytes]]) -> Callable[[Call], None]:
-    gate = disk.on_call
+def _keeper(
+    disk: FaultyDisk, slot: int, kept: dict[int, tuple[str, bytes]], all_kept: threading.Event
+) -> Callable[[Call], None]:
+    """Keeps a copy of the first shard that comes to be; nobody goes on before there is one of each slot."""
 
     def keep(call: Call) -> None:
         if call.operation == "sync_folder" and slot not in kept:
             files = disk.inner.files()  # type: ignore[attr-defined]
-            for path, data in files.items():
-                if path.startswith("segments/"):
-                    kept[slot] = path, data
-        if gate is not None:
-            gate(call)
+            kept[slot] = next((path, data) for path, data in files.items() if path.startswith("segments/"))
+            if len(kept) == 6:
+                all_kept.set()
+            all_kept.wait(PATIENT_S / 2)
 
     return keep
 
@@ -676,7 +694,7 @@ def _make_newer(disk: MemoryDisk, path: str) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("slot", range(6))
+@pytest.mark.parametrize("slot", [0, 3])
 def test_a_shard_of_an_unknown_major_is_never_repaired_over_nor_quarantined(array: SmallArray, slot: int) -> None:
     segment = array.put(NEW).segment
     disk, path, _index = shard_on(array, segment, slot)
