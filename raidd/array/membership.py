@@ -6,7 +6,9 @@ effective state, the places a segment may go to, the members that do not count (
 A new roster is written to state_dir (array.json) first, then to the label of every member that is
 there; one that cannot take it leaves. Only after that does what it allows begin (format.md, label.json).
 
-Thread-safe; `roster` is an immutable value, swapped whole.
+In between it is `decided` and not yet in force: labels are compared with that one, all else follows `roster`.
+
+Thread-safe; both are immutable values, swapped whole.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class Membership:
     ) -> None:
         self._catalog = catalog
         self._state_file = state_file
-        self._roster = roster
+        self._roster = self._decided = roster
         self._members = {member.uuid: member for member in members}
         self.reserve_percent = reserve_percent
         self._up_at_stop = up_at_stop
@@ -81,6 +83,11 @@ class Membership:
     def roster(self) -> Roster:
         """The roster in force."""
         return self._roster
+
+    @property
+    def decided(self) -> Roster:
+        """The one that is to be in force as soon as the labels tell it; mostly the same."""
+        return self._decided
 
     def members(self) -> list[Member]:
         """All members known at run time."""
@@ -180,14 +187,16 @@ class Membership:
 
     def _set_roster(self, roster: Roster, within_s: float | None) -> None:
         with self._lock:
+            self._decided = roster
+            self.remember()
+        self.write_labels(self.members(), within_s)
+        with self._lock:
             before = {member: self.state(member) for member in self._members}
             retired = _retired(roster) - _retired(self._roster)
             self._roster = roster
-            self.remember()
             for uuid, state in before.items():
                 if self.state(uuid) != state:
                     self._members[uuid].since = datetime.now(UTC)
-        self.write_labels(self.members(), within_s)
         if retired:
             self.on_retired()
 
@@ -195,7 +204,7 @@ class Membership:
         """Bring the labels of these members up to date; who fails leaves (judged by Member.result).
 
         A full one keeps its old label, an ancestor of this one: it takes no new shards, and goes on serving."""
-        roster = self._roster
+        roster = self._decided
         running = []
         for member in members:
             if member.present and roster.find(member.uuid) is not None:
@@ -218,7 +227,7 @@ class Membership:
         with self._lock:
             paths = {member.uuid: member.path for member in self._members.values()}
             up = frozenset(place.member for place in self.places() if place.up) if stopping else frozenset(self._up)
-            self._state_file.save(Remembered(self._roster, paths, up))
+            self._state_file.save(Remembered(self._decided, paths, up))
             self._remembered_up = up
 
     def remember_up(self) -> None:

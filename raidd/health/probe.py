@@ -152,7 +152,7 @@ class Probe:
         if not self._membership.changing.acquire(blocking=False):
             return
         try:
-            if self._membership.roster == roster:
+            if self._membership.decided == roster:
                 member.disk = disk
                 member.arrive()
         finally:
@@ -166,7 +166,7 @@ class Probe:
             label = Label.parse(disk.read(LABEL_NAME))
         except FileNotThere as error:
             raise MemberAway(f"{disk.path}: its label is gone", member=str(disk.uuid)) from error
-        roster = self._membership.roster  # after the label: it is never older than that
+        roster = self._membership.decided  # after the label: it is never older than that
         if label.member != disk.uuid or label.roster.array != roster.array:
             raise MemberAway(f"another disk is at {disk.path}: member {label.member}", member=str(disk.uuid))
         if label.roster != roster:
@@ -181,7 +181,7 @@ class Probe:
 
     def _welcome(self, member: Member, cancel: Cancel) -> Answer:
         """Prove that the disk is the member and of this array's line, lock it, bring its label up to date."""
-        disk, roster = self._open_disk(member), self._membership.roster
+        disk, roster = self._open_disk(member), self._membership.decided
         sighting = look_at(disk)
         prove(sighting, roster)
         cancel.check()
