@@ -126,7 +126,7 @@ def make_whole(
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     restored: Callable[[], None] = lambda: None,
 ) -> None:
-    """At a start: the catalog, if it has to be made again; then leftovers; then what can be mended at once.
+    """At a start: the catalog, if it has to be made again; then leftovers; then what of these can be mended at once.
 
     Ingest begins after this: an image whose commit a crash interrupted is known before its original is met again."""
     array.adoption.sweep()
