@@ -62,7 +62,7 @@ class Snapshot:
     stored: int = 0
     duplicates: int = 0
     rejected: Mapping[str, int] = field(default_factory=dict)  # by refusal code
-    shard_errors: Mapping[str, int] = field(default_factory=dict)  # by kind: missing, damaged, late, read, write, …
+    shard_errors: Mapping[str, int] = field(default_factory=dict)  # by kind: missing, damaged
     batch_images: Distribution = field(default_factory=partial(Distribution.of, BATCH_IMAGES_BOUNDS))
     batch_bytes: Distribution = field(default_factory=partial(Distribution.of, BATCH_BYTES_BOUNDS))
     acknowledge_s: Distribution = field(default_factory=partial(Distribution.of, LATENCY_BOUNDS))
@@ -182,7 +182,7 @@ METRICS: Final[tuple[MetricRow, ...]] = (
     ),
     counter(
         "raidd_shard_errors_total",
-        "Shards found unusable or not written, since the start.",
+        "Shards found missing or damaged, since the start.",
         _by(lambda shot: shot.shard_errors),
         "kind",
     ),

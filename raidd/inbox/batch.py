@@ -160,11 +160,11 @@ class Ingest:
         images = [entry.image for entry in batch.entries]
         try:
             receipt = self._sink.commit(batch.draft, batch.used, images, self._replaced(batch))
-        except NOT_NOW as error:
+        except (*NOT_NOW, MemoryError) as error:
             self._put_off(batch, error)
         except ArrayError:
             raise  # the state folder or the catalog failed: raidd stops, the originals are untouched
-        except (RaiddError, ValueError) as error:
+        except Exception as error:  # whatever one image breaks in there must not stop the others, start after start
             self._divide(batch, error)
         else:
             self._stored(batch, receipt)
@@ -198,19 +198,20 @@ class Ingest:
             self._endings.committed(entry, large.protected)
         self._part_ended(entry, PartEnd.STORED)
 
-    def _put_off(self, batch: Batch, error: RaiddError) -> None:
+    def _put_off(self, batch: Batch, error: Exception) -> None:
         """Nothing was stored, through no fault of the batch: its images wait, longer each time."""
         for entry in batch.entries:
             if entry.large is None:
                 self._watcher.later(entry.offer, self._clock())
             else:
                 self._part_ended(entry, PartEnd.FAILED)
-        self._hold(error.message, self._hold_s)
+        self._hold(str(error) or "the host is short of memory", self._hold_s)
         self._hold_s = min(2 * self._hold_s, HOLD_LIMIT_S)
 
     def _divide(self, batch: Batch, error: Exception) -> None:
         """Some image in it cannot be stored: look for it in halves."""
-        logger.warning("a batch of %d images failed: %s", len(batch.entries), error)
+        expected = isinstance(error, RaiddError | ValueError)
+        logger.warning("a batch of %d images failed: %s", len(batch.entries), error, exc_info=not expected)
         if len(batch.entries) == 1:
             self._refuse(batch.entries[0], error)
             return

@@ -31,7 +31,7 @@ def large(uid: str, parts: float) -> bytes:
     return dicom(uid, pixels=pixels)
 
 
-@pytest.mark.parametrize("error", [ArrayFull("full"), ArrayUnwritable("away"), MemberTimeout("hung")])
+@pytest.mark.parametrize("error", [ArrayFull("full"), ArrayUnwritable("away"), MemberTimeout("hung"), MemoryError()])
 def test_images_wait_while_the_array_cannot_take_them(yard: Yard, error: Exception) -> None:
     yard.sink.fail_with = [error] * 3
     yard.drop("a.dcm", dicom("1.2.3"))
@@ -88,6 +88,17 @@ def test_one_image_that_breaks_its_batch_is_found_and_refused_alone(yard: Yard, 
     assert yard.left() == []
     assert yard.balanced()
     assert len(yard.sink.attempts) <= 2 + 2 * count.bit_length()
+
+
+@pytest.mark.parametrize("error", [TypeError("a list"), OverflowError("too large for SQLite"), KeyError("gone")])
+def test_whatever_an_image_breaks_with_it_is_refused_alone_and_raidd_goes_on(yard: Yard, error: Exception) -> None:
+    yard.sink.poison, yard.sink.poisoned = error, {"1.2.0"}
+    for number in range(5):
+        yard.drop(f"{number}.dcm", dicom(f"1.2.{number}"))
+    yard.settle()
+    assert yard.ingest.counters().stored == 4
+    assert yard.ingest.counters().rejected == {"unstorable": 1}
+    assert yard.balanced()
 
 
 def test_two_poisoned_images_cost_only_themselves(yard: Yard) -> None:

@@ -57,6 +57,7 @@ class MemorySink:
     repairable: bool = True
     why_not: str = ""
     fail_with: list[Exception | None] = field(default_factory=list)
+    poison: Exception = field(default_factory=lambda: ValueError("poisoned"))
     poisoned: set[str] = field(default_factory=set)
     commits: list[Commit] = field(default_factory=list)
     attempts: list[tuple[str, ...]] = field(default_factory=list)
@@ -87,7 +88,7 @@ class MemorySink:
             if error is not None:
                 raise error
             if any(image.sop_instance_uid in self.poisoned for image in images):
-                raise ValueError("poisoned")
+                raise self.poison
             payload = bytes(draft.buffer[:used])
             for image in images:
                 piece = payload[image.offset : image.offset + image.length]
