@@ -72,7 +72,7 @@ def make_folders(config: Config, owner: Owner) -> None:
     modes = {places.state_dir: 0o700, places.run_dir: 0o755, places.inbox: 0o770, places.spool: 0o770}
     for folder, mode in modes.items():
         try:
-            if is_missing(folder):
+            if not os.path.isdir(folder):
                 folder.mkdir(parents=True)
                 folder.chmod(mode)
                 if owner is not None:
