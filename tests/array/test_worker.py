@@ -331,3 +331,67 @@ def test_many_operations_on_many_members_all_settle(workers: list[Worker]) -> No
     for _ in range(50):
         operations = [worker.submit(lambda _: None) for worker in workers for _ in range(5)]
         assert wait_all(operations, A_WHILE_S)
+
+
+# -- withdrawn ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_withdrawn_before_its_turn_never_begins_and_is_done_at_once(worker: Worker) -> None:
+    hung, _operation = hang(worker)
+    ran: list[bool] = []
+    freed: list[bool] = []
+    waiting = worker.submit(lambda _cancel: ran.append(True))
+    waiting.add_done_callback(lambda ended: freed.append(ended.done()))
+    waiting.withdraw()
+    assert freed == [True], "its buffer is free though the disk hangs"
+    assert not waiting.began()
+    with pytest.raises(Cancelled):
+        waiting.result()
+    hung.go.set()
+    worker.submit(lambda _cancel: None).result()
+    assert ran == []
+
+
+def test_what_is_withdrawn_amid_its_run_keeps_its_buffer_and_stops_at_its_next_step(worker: Worker) -> None:
+    hung, operation = hang(worker)
+    freed: list[bool] = []
+    operation.add_done_callback(lambda _ended: freed.append(True))
+    operation.withdraw()
+    assert operation.began()
+    assert not operation.done()
+    assert freed == []
+    hung.go.set()
+    assert operation.wait_ended(A_WHILE_S)
+    assert hung.cancelled is True
+
+
+def test_withdrawing_what_has_ended_changes_nothing(worker: Worker) -> None:
+    operation = worker.submit(lambda _cancel: 7)
+    assert operation.result() == 7
+    operation.withdraw()
+    assert operation.result() == 7
+
+
+def test_what_stood_behind_an_overdue_one_can_be_withdrawn_and_stays_a_timeout(worker: Worker, clock: Clock) -> None:
+    hung, first = hang(worker)
+    freed: list[bool] = []
+    waiting = worker.submit(lambda _cancel: None)
+    waiting.add_done_callback(lambda _ended: freed.append(True))
+    clock.now += DEADLINE_S + 1
+    assert first.overdue()
+    waiting.withdraw()
+    assert freed == [True]
+    with pytest.raises(MemberTimeout):
+        waiting.result()
+    hung.go.set()
+    assert first.wait_ended(A_WHILE_S)
+
+
+def test_who_gathers_hears_of_a_withdrawal(worker: Worker) -> None:
+    hung, _operation = hang(worker)
+    waiting = worker.submit(lambda _cancel: None)
+    gathering = Gathering([waiting])
+    threading.Timer(0.05, waiting.withdraw).start()
+    assert gathering.wait(waiting.settled, A_WHILE_S)
+    assert gathering.succeeded() == []
+    hung.go.set()
