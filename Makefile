@@ -77,7 +77,7 @@ bench: venv ## how fast it is on this machine (as root: loop devices)
 	@set -e; for benchmark in benchmarks/bench_*.py; do echo "== $$benchmark"; "$(BIN)/python" "$$benchmark"; done
 
 simulate: venv ## N random lives of an array in memory, against a dict
-	RAIDD_SIMULATE=$(N) "$(BIN)/pytest" -s tests/simulation
+	RAIDD_SIMULATE=$(N) "$(BIN)/pytest" -s tests/probe/test_array_machine.py
 
 drill: venv ## ROUNDS of real power cuts and dead disks (as root: loop devices)
-	RAIDD_DRILL=$(ROUNDS) "$(BIN)/pytest" -s tests/probe
+	RAIDD_DRILL=$(ROUNDS) "$(BIN)/pytest" -s tests/probe/test_kill.py tests/probe/test_power_cut.py
