@@ -6,10 +6,10 @@
     python3 recover.py --out DIR --sop UID MOUNT...    only this image
 
 MOUNT is the folder where a disk of the array is mounted, or the folder raidd-<id> on it. Mount the disks read-only if
-you can (mount -o ro): nothing is ever written to them. Any k of the k+m disks are enough; damaged places are found by
-their checksums and decoded around. Each image is checked against its SHA-256 before it gets its final name, so a file
-that is there is the image as it was received. Exit code: 0 everything was restored, 1 not everything (what is
-missing is listed, and why), 64 wrong usage.
+you can (mount -o ro): nothing is ever written to them. Is raidd running on them, that is said, and no more. Any k of
+the k+m disks are enough; damaged places are found by their checksums and decoded around. Each image is checked against
+its SHA-256 before it gets its final name, so a file that is there is the image as it was received. Exit code: 0
+everything was restored, 1 not everything (what is missing is listed, and why), 64 wrong usage.
 
 This is an independent reader of the format described in README.txt beside this file and in raidd's format.md; it
 shares no code with raidd on purpose. Parts of it: numbers (CRC-32C, GF(2^8)), shards, members and journals, segments,
@@ -631,6 +631,36 @@ def _may_read(member: Member, report: Report) -> bool:
     if requires:
         report.note(f"{member.path}: needs a newer recover.py ({requires}): left alone; use the one in that folder")
     return not requires
+
+
+_LOCK_NAME = re.compile(r"lock(\.[0-9]+)?")
+
+
+def check_unused(members: Iterable[Member], report: Report) -> None:
+    """A note if a program holds the disks' lock files: raidd is running on them.
+
+    No lock is kept here, and nobody is refused: only reading is done, shards never change once they are there, and the
+    last resort must neither wait for a raidd that hangs nor keep one from starting.
+    """
+    used = [member.path for member in members if _is_used(member, report)]
+    if used:
+        report.note(
+            f"raidd is running on these disks ({', '.join(used)}). Reading does no harm, but what it takes in, moves "
+            "or deletes meanwhile may be missing here; raidctl get gives images from a running array"
+        )
+
+
+def _is_used(member: Member, report: Report) -> bool:
+    for name in filter(_LOCK_NAME.fullmatch, _names(member.path, report)):
+        with contextlib.suppress(OSError):  # not ours to read: then nobody knows
+            fd = open_regular(os.path.join(member.path, name))
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(fd)
+    return False
 
 
 def check_complete(members: Iterable[Member], report: Report) -> None:
@@ -1333,6 +1363,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace, report: Report) -> None:
     members = find_members(options.mounts, report)
+    check_unused(members, report)
     output = Output(options.out, members) if not options.list else None
     array = Array(report)
     for member in members:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import os
 import resource
 import struct
@@ -95,6 +96,34 @@ def test_nothing_on_the_members_is_changed(disks: MemberFolders) -> None:
     assert {path for path in disks.root.rglob("*") if path.parts[: len(disks.root.parts) + 1][-1] != "out"} == set(
         before
     )
+
+
+@pytest.mark.parametrize("name", ["lock", "lock.2"])
+def test_that_raidd_is_running_on_the_disks_is_said_and_no_more(disks: MemberFolders, name: str) -> None:
+    disks.store(segment_of(IMAGES))
+    for number in range(6):
+        (disks.member(number) / "lock").touch()
+    assert "is running" not in disks.recover(out=disks.root / "first").stderr
+    path = disks.member(3) / name
+    with path.open("w+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        outcome = disks.recover()
+    assert outcome.code == 0
+    assert f"raidd is running on these disks ({disks.member(3)})" in outcome.stderr
+    assert sorted(outcome.contents) == sorted(IMAGES)
+
+
+def test_raidd_can_start_while_images_are_recovered(disks: MemberFolders) -> None:
+    """The last resort keeps no lock: here it stands still, with a pipe that nobody reads."""
+    disks.store(segment_of([b"%d" % number for number in range(3000)]))
+    (disks.member(0) / "lock").touch()
+    command = [SYSTEM_PYTHON, "-I", "-S", RECOVER, "--list", *disks.mounts]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as recovering:
+        assert recovering.stdout is not None
+        recovering.stdout.read(1)
+        with (disks.member(0) / "lock").open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        recovering.communicate(timeout=60)
 
 
 def test_an_image_in_parts_is_put_together_from_its_segments(disks: MemberFolders) -> None:
