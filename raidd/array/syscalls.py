@@ -1,7 +1,8 @@
-"""The Linux system calls that Python's `os` lacks: openat2, renameat2, fallocate, syncfs.
+"""The Linux system calls that Python's `os` lacks: openat2, renameat2, fallocate, syncfs, mount, umount2.
 
 Why: safe resolution inside a member folder, renaming without replacing, reserving room without glibc's fallback of
-writing zeros, and syncing one file system. Through ctypes, which lets other threads run while a disk blocks.
+writing zeros, syncing one file system, and looking at a disk that nobody has mounted. Through ctypes, which lets other
+threads run while a disk blocks.
 Each raises OSError as `os` would, and is repeated when a signal interrupts it (PEP 475).
 """
 
@@ -18,6 +19,8 @@ RESOLVE_NO_SYMLINKS = 0x04  # … links (ELOOP)
 RESOLVE_BENEATH = 0x08  # … everything that leads outside
 RENAME_NOREPLACE = 1
 FALLOC_FL_KEEP_SIZE = 1
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MNT_DETACH = 2
 _SYS_OPENAT2 = 437  # the same number on every architecture
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -74,3 +77,15 @@ def fallocate_keep_size(file: int, length: int) -> None:
 def syncfs(folder: int) -> None:
     """syncfs(2): the whole file system that holds `folder` (reports write-back errors since Linux 5.8)."""
     _call(_symbol("syncfs"), ctypes.c_int(folder))
+
+
+def mount_to_look(device: str, folder: str, filesystem: str, options: str) -> None:
+    """mount(2), read-only, with nothing on it that could run or grant rights."""
+    flags = ctypes.c_ulong(MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    texts = [ctypes.c_char_p(os.fsencode(text)) for text in (device, folder, filesystem, options)]
+    _call(_symbol("mount"), *texts[:3], flags, texts[3])
+
+
+def unmount(folder: str) -> None:
+    """umount2(2) with MNT_DETACH: the folder is free at once, also if the disk hangs."""
+    _call(_symbol("umount2"), ctypes.c_char_p(os.fsencode(folder)), ctypes.c_int(MNT_DETACH))

@@ -22,6 +22,7 @@ from raidd.array.host import own_member_folder
 from raidd.array.label import choose_roster
 from raidd.array.local_disk import LocalDisk
 from raidd.array.roster import Roster
+from raidd.array.unmounted import find_unmounted
 from raidd.config import Config
 from raidd.daemon.advice import one_line, quantity
 from raidd.daemon.graph import Array, build_array, make_whole, stale_ids, tell_absent
@@ -47,7 +48,9 @@ SETTINGS_COPY = "config/raidd.toml"
 def assemble(given: argparse.Namespace) -> None:
     """Bring an array back from its members' labels."""
     sightings = _find(given.mounts)
-    print(_table(sightings, given.mounts))
+    asleep = find_unmounted(LOOK_S) if os.geteuid() == 0 and not given.mounts else []
+    print(_table([*sightings, *asleep], given.mounts))
+    _refuse_unmounted(sightings, asleep)
     roster = _choose(sightings)
     config, text = _saved_settings(given.config, sightings, roster)
     refuse_other_array(config, roster.array)
@@ -72,6 +75,21 @@ def _find(mounts: Sequence[str]) -> list[Sighting]:
             next_step="Name the folders where the disks are mounted (lsblk -f lists disks and mounts).",
         )
     return discover([], LOOK_S, real or None)
+
+
+def _refuse_unmounted(sightings: Sequence[Sighting], asleep: Sequence[Sighting]) -> None:
+    """Members that only have to be mounted are not to be done without."""
+    arrays = {seen.array for seen in sightings} - {None}
+    disks = sorted({seen.path for seen in asleep if not arrays or seen.array in arrays})
+    if disks:
+        places = [f"/srv/raidd/disks/{disk.removeprefix('/dev/').replace('/', '-')}" for disk in disks]
+        mounting = [f"mkdir -p {place} && mount {disk} {place}" for disk, place in zip(disks, places, strict=True)]
+        raise RequestRefused(
+            f"{quantity(len(disks), 'disk')} with a label {'is' if len(disks) == 1 else 'are'} not mounted: "
+            + ", ".join(disks),
+            next_step=" && ".join([*mounting, "raidctl assemble"])
+            + "   (or go on without: name the mounts that are to be taken)",
+        )
 
 
 def _choose(sightings: Sequence[Sighting]) -> Roster:

@@ -14,16 +14,26 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from raidd import config
+from raidd.array.discovery import Sighting
 from raidd.array.label import label_for
 from raidd.array.roster import MemberState, Roster
 from raidd.array.state_file import StateFile
 from raidd.daemon import offline, premises, recovery
 from raidd.daemon.papers import LEFT_OUT
 from tests.daemon.test_birth import refused
+from tests.support.rosters import roster_of
 from tests.support.sample_segment import payload_bytes
 from tests.support.trial_array import TrialArray
 
 CONTENTS = [payload_bytes(size, str(size)) for size in (1, 5_000, 300_000)]
+
+
+@pytest.fixture(autouse=True)
+def asleep(monkeypatch: pytest.MonkeyPatch) -> list[Sighting]:
+    """What is found on unmounted disks: nothing unless a test says so; this machine's disks are left alone."""
+    found: list[Sighting] = []
+    monkeypatch.setattr(recovery, "find_unmounted", lambda _deadline_s: found)
+    return found
 
 
 @pytest.fixture
@@ -293,6 +303,36 @@ def test_a_label_of_a_newer_raidd_stops_it(array: TrialArray, capsys: pytest.Cap
     assert "time-travel" in said
     assert str(array.mounts[1]) in said
     assert (array.folder(1) / "label.json").read_bytes() == newer.pack()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_members_on_disks_that_are_not_mounted_are_not_done_without(
+    array: TrialArray, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, asleep: list[Sighting]
+) -> None:
+    """Nobody has mounted anything yet on the new machine: said with the commands that do it. Named mounts suffice."""
+    monkeypatch.setattr("raidd.array.discovery.host_mounts", lambda: [str(mount) for mount in array.mounts[:2]])
+    asleep += [Sighting(f"/dev/sd{slot}", array.label(slot).member, array.label(slot)) for slot in (2, 3)]
+    lose_system(array)
+    capsys.readouterr()
+    assert offline.main(["assemble", "--config", str(array.config_file)]) == 1
+    said = capsys.readouterr()
+    assert "/dev/sd2  clinic-1  slot 2" in said.out
+    assert "2 disks with a label are not mounted: /dev/sd2, /dev/sd3" in said.err
+    assert "mkdir -p /srv/raidd/disks/sd2 && mount /dev/sd2 /srv/raidd/disks/sd2" in said.err
+    assert not array.state_dir.exists()
+    assert array.assemble(*array.mounts[:2]) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_unmounted_disks_of_another_array_are_no_hindrance(
+    array: TrialArray, monkeypatch: pytest.MonkeyPatch, asleep: list[Sighting]
+) -> None:
+    monkeypatch.setattr("raidd.array.discovery.host_mounts", lambda: [str(mount) for mount in array.mounts])
+    stranger = roster_of(4)
+    member = stranger.entries[0].member
+    asleep.append(Sighting("/dev/sdz", member, label_for(member, stranger)))
+    lose_system(array)
+    assert offline.main(["assemble", "--config", str(array.config_file)]) == 0
 
 
 def test_no_label_at_all_is_told(array: TrialArray, capsys: pytest.CaptureFixture[str]) -> None:
