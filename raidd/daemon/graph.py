@@ -241,6 +241,8 @@ def find_again(search: MountSearch, config: Config, member: Member) -> MemberDis
         return disk
     except MemberAway:
         path = search.find(member.uuid, min(FIND_S, config.health.deadline_s))
+        if path is None and not member.path:  # assembled without it
+            raise MemberAway("it has not been seen on this machine", member=str(member.uuid)) from None
         if path is None:
             raise
         return LocalDisk(path, member.uuid)

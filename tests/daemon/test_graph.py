@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -173,6 +174,14 @@ def test_a_member_that_is_nowhere_is_away(trial: TrialArray) -> None:
     trial.mounts[0].rename(trial.home / "taken-out")
     with pytest.raises(MemberAway):
         graph.find_again(search, config.load(trial.config_file), member)
+
+
+def test_a_member_that_this_machine_never_saw_is_not_looked_for_at_no_path(trial: TrialArray) -> None:
+    """As after an assemble without it: no "/raidd-… is not there"."""
+    known = trial.open().opened.membership.members()[0]
+    stranger = Member(LocalDisk("", known.uuid), deadline_s=5, clock=time.monotonic, present=False)
+    with pytest.raises(MemberAway, match="not been seen on this machine"):
+        graph.find_again(MountSearch(mounts=lambda: ()), config.load(trial.config_file), stranger)
 
 
 def test_who_comes_back_is_locked_unless_it_was_judged_failed(trial: TrialArray) -> None:
