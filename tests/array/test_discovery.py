@@ -69,7 +69,7 @@ def test_a_good_label_is_read(tmp_path: Path) -> None:
     assert (seen.label.member, seen.label.roster, seen.array, seen.fault) == (MEMBERS[0], roster(), ARRAY, "")
 
 
-@pytest.mark.parametrize("label", [DAMAGED, LABEL[:100], b"", None])
+@pytest.mark.parametrize("label", [DAMAGED, LABEL[:100], b"", None], ids=["flipped", "half", "empty", "gone"])
 def test_a_damaged_label_beside_a_good_shard_proves_the_array(tmp_path: Path, label: bytes | None) -> None:
     member_folder(tmp_path, MEMBERS[0], label, shard=SHARD.file(0))
     seen = look(str(tmp_path), MEMBERS[0])
