@@ -177,7 +177,7 @@ def home() -> Iterator[Path]:
 @cache
 def beginning(name: str, inline: bool = True) -> Remains:
     """The world before the scenario, as files."""
-    world = SCENARIOS[name].before(_HOME / f"{name}-before")
+    world = SCENARIOS[name].before(_HOME / f"{name}-before-{'inline' if inline else 'racing'}")
     world.options["inline"] = inline
     return world.remains()
 
