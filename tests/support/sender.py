@@ -41,14 +41,17 @@ class Dropped:
 @dataclass(slots=True)
 class Sender:
     """``inbox``: source → file. ``ever``, ``acknowledged``: (UID, SHA-256) → bytes. ``again``: those that were stored
-    once more though a copy was there (not readable, or not protected, at that moment)."""
+    once more though a copy was there (not readable, or not protected, at that moment), or may have been there, on
+    members that could not be asked (``doubtful``)."""
 
     array: SmallArray
     inbox: dict[str, Dropped] = field(default_factory=dict)
     ever: dict[tuple[str, str], bytes] = field(default_factory=dict)
     acknowledged: dict[tuple[str, str], bytes] = field(default_factory=dict)
     again: set[tuple[str, str]] = field(default_factory=set)
+    tried: set[tuple[str, str]] = field(default_factory=set)
     count: int = 0
+    doubtful: Callable[[], bool] = lambda: False
     on_stored: Callable[[UUID], None] = lambda _segment: None
 
     def drop(self, uid: str, data: bytes, part_size: int = 0) -> str:
@@ -106,8 +109,9 @@ class Sender:
         rows = self.array.store.versions(uid)
         met = meet(self.array.store, newcomer, rows)
         if isinstance(met, StoreIt):
-            if any(row.sha256 == sha256 for row in rows):
+            if any(row.sha256 == sha256 for row in rows) or (file.key in self.tried and self.doubtful()):
                 self.again.add(file.key)
+            self.tried.add(file.key)
             return met.version
         if isinstance(met, Acknowledge) and self._alive():
             self._take_away([file])
