@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pwd
+import shlex
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -277,12 +279,16 @@ def test_a_mount_whose_name_is_no_text_is_refused(governed: Governed) -> None:
         governed.administration.add(api.AddRequest.model_construct(path=os.fsdecode(path), **ADD), "anna")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_disk_that_may_not_be_written_to_says_how_to_give_it(governed: Governed) -> None:
-    path = governed.folder("foreign")
-    path.chmod(0o500)
-    with pytest.raises(RequestRefused, match="sudo chown"):
+def test_a_disk_that_may_not_be_written_to_says_how_to_give_it(
+    governed: Governed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fresh file system belongs to root, raidd to another user. Root may write everywhere, so access is denied here."""
+    path = governed.folder("it's root's")
+    monkeypatch.setattr("raidd.array.admission.os.access", lambda *_asked: False)
+    with pytest.raises(RequestRefused, match="cannot be written to by user") as refused:
         governed.administration.add(api.AddRequest(path=str(path), **TRIAL), "anna")
+    command = refused.value.message.rpartition(": ")[2]
+    assert shlex.split(command) == ["sudo", "chown", pwd.getpwuid(os.geteuid()).pw_name, str(path)]
 
 
 def test_a_disk_that_dies_while_it_is_taken_in_is_left_blank(
