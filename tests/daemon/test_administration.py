@@ -282,7 +282,7 @@ def test_a_mount_whose_name_is_no_text_is_refused(governed: Governed) -> None:
 def test_a_disk_that_may_not_be_written_to_says_how_to_give_it(
     governed: Governed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fresh file system belongs to root, raidd to another user. Root may write everywhere, so access is denied here."""
+    """A fresh file system belongs to root, raidd is another user. Root may write everywhere: access is denied here."""
     path = governed.folder("it's root's")
     monkeypatch.setattr("raidd.array.admission.os.access", lambda *_asked: False)
     with pytest.raises(RequestRefused, match="cannot be written to by user") as refused:
