@@ -151,7 +151,7 @@ def remove(context: typer.Context, slot: Slot, as_json: AsJson = False) -> None:
     Refused while anything depends on it.
 
     \b
-    raidctl can-remove 2 && sudo raidctl remove 2
+    raidctl can-remove 2 && sudo raidctl offline 2 && sudo raidctl remove 2
     """
     with daemon(context) as asked:
         _show(asked.remove(slot), as_json)
