@@ -43,12 +43,13 @@ class FleetView:
                 return
             after = page[-1].segment
 
-    def holds_incomplete(self, segment: UUID) -> bool:
-        """Whether parts of copies that are not complete lie in the segment."""
+    def incomplete_in(self, segment: UUID) -> list[tuple[str, str | None]]:
+        """(UID, SHA-256) of the copies that are not complete and have a part in the segment; None: no part tells it."""
         with self._database.read() as connection:
             parts = rows_in(connection, PARTS, "segment", [segment.bytes])
             copies = rows_in(connection, COPIES, "id", {part["copy"] for part in parts})
-            return any(copy["image_row"] is None for copy in copies)
+            incomplete = [copy for copy in copies if copy["image_row"] is None]
+            return [(c["uid"], None if c["sha256"] is None else c["sha256"].hex()) for c in incomplete]
 
     def all_images(self, away: Collection[UUID] = frozenset()) -> Iterator[ImageRow]:
         """Every version of every listed image, in the order they came."""

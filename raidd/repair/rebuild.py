@@ -94,12 +94,18 @@ class Rebuilder:
         if present >= row.placement.geometry.k:
             return False
         images = self._catalog.segment_images(row.segment, away)
-        elsewhere = all(i.state == "protected" and all(p.segment != row.segment for p in i.parts) for i in images)
-        if not images or not elsewhere or self._catalog.holds_incomplete(row.segment):
+        wanted = self._catalog.incomplete_in(row.segment)  # of an attempt whose other parts are forgotten already
+        wanted += [(image.sop_instance_uid, image.sha256) for image in images]
+        if not wanted or not all(self._is_elsewhere(row.segment, uid, sha256, away) for uid, sha256 in wanted):
             return False
         self._catalog.keep_reserved([row.segment])
         self._catalog.forget([row.segment], self._now(), "lost; its images are protected elsewhere")
         return True
+
+    def _is_elsewhere(self, segment: UUID, uid: str, sha256: str | None, away: frozenset[UUID]) -> bool:
+        """Whether the image is protected, with nothing of it in this segment."""
+        rows = [row for row in self._catalog.versions(uid, away) if row.sha256 == sha256]
+        return any(row.state == "protected" and all(part.segment != segment for part in row.parts) for row in rows)
 
     def _view(self, row: SegmentRow) -> SegmentView:
         length = shard_length(row.payload_length, row.placement.geometry.k)
