@@ -287,6 +287,7 @@ def test_fullness_lowers_k_and_never_m(make: Make) -> None:
     array = make()
     for slot in (0, 1, 2):
         array.disk(slot).fail("create", "tmp/*", error=MemberFull("no room"))
+    array.put({"9.9": b"an attempt is given up before the third has said that it is full"})
     receipt = array.put(IMAGES)
     assert placed(array, receipt.segment) == Geometry(1, 2)
     assert receipt.protected
