@@ -171,10 +171,11 @@ def test_disks_gone_read_only_are_away_and_come_back(tmp_path: Path) -> None:
         it.disks[XFS].remount_ro()
         it.raidd.start()
         it.wait_for(slot0="missing")
+        assert_nothing_lost(it.raidd)  # ingest waits for a disk that was there at the stop, reads do not
+        umount(it.raidd, it.disks[XFS])
+        it.disks[XFS].mount()
+        it.wait_for()
         with it.load():
-            umount(it.raidd, it.disks[XFS])
-            it.disks[XFS].mount()
-            it.wait_for()
             it.goes_on()
         it.assert_made_good()
 
@@ -256,9 +257,11 @@ def member_names(disk: LoopDisk) -> list[str]:
     return sorted(path.name for path in disk.folder.glob("*raidd-*"))
 
 
-@pytest.mark.parametrize("slot", [0, 1], ids=["xfs", "ext4"])
-@pytest.mark.parametrize("ending", ["SIGTERM", "kill -9"])
-def test_a_hung_disk_stops_neither_work_nor_a_stop_nor_a_start(tmp_path: Path, slot: int, ending: str) -> None:
+ENDINGS = [("kill -9", XFS), ("SIGTERM", EXT4), ("kill -9", EXT4), ("SIGTERM", XFS)]
+
+
+@pytest.mark.parametrize(("ending", "slot"), ENDINGS if "RAIDD_DRILL" in os.environ else ENDINGS[:2])
+def test_a_hung_disk_stops_neither_work_nor_a_stop_nor_a_start(tmp_path: Path, ending: str, slot: int) -> None:
     """1. A disk hangs (fsfreeze) with writes in flight: threads of raidd are in D state. 2. Ingest, reads and commands
     go on. 3. End raidd in the middle of its work: its process cannot finish; it becomes a zombie, whose locks stay
     taken. 4. Start another while the disk still hangs: it takes over and works. 5. Thaw: late writes happen now.
