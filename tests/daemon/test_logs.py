@@ -76,9 +76,9 @@ def test_records_of_libraries_and_their_tracebacks_are_lines_too(out: io.StringI
     try:
         raise ValueError("a\nb")
     except ValueError:
-        logging.getLogger("uvicorn.error").exception("Exception in\n%s", "ASGI application")
+        logging.getLogger("library.error").exception("Exception in\n%s", "ASGI application")
     assert out.getvalue().count("\n") == 1
-    assert ' error uvicorn.error event=library message="Exception in\\nASGI application" traceback=' in out.getvalue()
+    assert ' error library.error event=library message="Exception in\\nASGI application" traceback=' in out.getvalue()
 
 
 @pytest.mark.parametrize(
