@@ -61,10 +61,12 @@ class Locks:
         with self._lock:
             return frozenset(self._members)
 
-    def unlock_all(self) -> None:
-        """At the end of the process: without blocking, and closing nothing."""
+    def unlock_all(self, *, keep_folders: bool = False) -> None:
+        """At the end of the process: without blocking, and closing nothing. With ``keep_folders`` state_dir's lock
+        ends with the process: if a hung disk keeps that from ending, the next start sees a dead holder."""
         for lock in self._held():
-            lock.unlock()
+            if not (keep_folders and lock in self._places.values()):
+                lock.unlock()
 
     def release_all(self) -> None:
         """The same for a process that goes on: closes the files, too, and may block on a hung disk."""

@@ -105,8 +105,9 @@ class Daemon:
         self.supervisor = Supervisor()
         self.supervisor.watch()
         self.roots = _roots(config)
+        self._catalog_closed = False
         opened = open_array(config)
-        self.supervisor.on_exit("locks", opened.locks.unlock_all)
+        self.supervisor.on_exit("locks", self._unlock)
         self.recorder = Recorder(opened.catalog, now_text, wait=bool(opened.reindex_because))
         self.array: Array = graph.build_array(opened, self._offered, self._event)
         self.store, self.repairs = self.array.store, self.array.repairs
@@ -277,6 +278,12 @@ class Daemon:
         if self.supervisor.drained:
             self.ingest.close()
             self.array.opened.catalog.close()
+            self._catalog_closed = True
+
+    def _unlock(self) -> None:
+        """While a hung disk keeps this process from ending, SQLite's locks of a catalog that was not closed stay, too:
+        then so does state_dir's, by which the next start knows that it has to take the catalog over."""
+        self.array.opened.locks.unlock_all(keep_folders=not self._catalog_closed)
 
 
 def _roots(config: Config) -> tuple[Root, ...]:

@@ -159,3 +159,17 @@ def test_at_the_end_everything_is_unlocked(mount: Path, locks: Locks, tmp_path: 
     ArrayLock.acquire(str(state_dir)).release()
     locks.release_all()
     assert open_below(tmp_path) == []
+
+
+def test_a_catalog_that_was_not_closed_keeps_its_folder_locked_to_the_end(
+    mount: Path, locks: Locks, tmp_path: Path
+) -> None:
+    state_dir = tmp_path / "state"
+    state_dir.mkdir()
+    locks.take_folder(str(state_dir))
+    locks.take(disk(mount))
+    locks.unlock_all(keep_folders=True)
+    assert not taken(mount)
+    with pytest.raises(ArrayLocked):
+        ArrayLock.acquire(str(state_dir))
+    locks.release_all()
