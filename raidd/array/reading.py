@@ -138,8 +138,8 @@ class Reader:
     def _ask(
         self, row: SegmentRow, index: int, span: Span, lane: Lane = "read", *, last_resort: bool = False
     ) -> tuple[Member, Operation[bytes]] | None:
-        if index in self._catalog.absent(row.segment):
-            return None
+        if not last_resort and index in self._catalog.absent(row.segment):
+            return None  # called missing by a reindex that could not see its member, it may yet be there
         member = self._membership.readable(row.placement.members[index], last_resort=last_resort)
         if member is None:
             return None

@@ -28,7 +28,7 @@ from raidd.array.survey import Verdict, inspect
 from raidd.array.worker import Cancel
 from raidd.codec.geometry import shard_length
 from raidd.codec.segment import SealedShard, reseal
-from raidd.codec.shard import shard_path
+from raidd.codec.shard import Prefix, shard_path
 from raidd.errors import (
     ImageUnreadable,
     MemberConflict,
@@ -80,9 +80,21 @@ class Rebuilder:
             if row is None or self._is_needless(row):
                 return Outcome(0, 0, True)
             plan = plan_repairs([self._view(row)], self._members(row))
+            if plan.stuck and self._find_again(row):
+                plan = plan_repairs([self._view(row)], self._members(row))
             homes = {task.index: self._membership.writable(task.target) for task in plan.tasks}
             outcome = self._recreate(row, {i: m for i, m in homes.items() if m is not None and not m.full})
             return Outcome(outcome.written, outcome.bytes, not plan.stuck and outcome.written == len(plan.tasks))
+
+    def _find_again(self, row: SegmentRow) -> bool:
+        """With too few shards to make the others from: those called missing may be there after all, whole; a reindex
+        calls so what was on members that it could not see. True if one was."""
+        excepted = self._catalog.excepted(row.segment)
+        homes = {i: self._membership.writable(row.placement.members[i]) for i, kind in excepted.items()}
+        there = {i: m for i, m in homes.items() if m is not None and excepted[i] == "missing"}
+        good = {i: m for i, m in there.items() if self._look(row, i, m) == Verdict.GOOD}
+        self._record(row, good)
+        return bool(good)
 
     def _is_needless(self, row: SegmentRow) -> bool:
         """A segment that is lost, while all its images are protected elsewhere, is forgotten (format.md, C5).
@@ -160,11 +172,18 @@ class Rebuilder:
         if found.verdict != Verdict.GOOD or found.prefix is None:
             return found.verdict
         try:
-            sibling = self._reader.prefix(row, [i for i in range(row.placement.geometry.n) if i != index])
+            sibling = self._sibling(row, index)
         except ImageUnreadable:
             return Verdict.DAMAGED
         agrees = found.prefix.agreement() == sibling.agreement() and found.prefix.table_matches_manifest()
         return Verdict.GOOD if agrees and self._settled(member) else Verdict.DAMAGED
+
+    def _sibling(self, row: SegmentRow, index: int) -> Prefix:
+        """What the shard has to agree with: the others; if none can be read, what the catalog knows of the segment."""
+        try:
+            return self._reader.prefix(row, [i for i in range(row.placement.geometry.n) if i != index])
+        except ImageUnreadable:
+            return self._reader.prefix(row, [index])
 
     def _settled(self, member: Member) -> bool:
         """Make a file that is already there durable before it counts: its writer may have died before C1 ended."""

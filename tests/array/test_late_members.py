@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from raidd.array.roster import ArrayState
+from raidd.codec.geometry import Level
 from raidd.daemon import graph
 from tests.support.arrays import SmallArray
 
@@ -92,3 +93,38 @@ def test_leftovers_that_waited_for_a_dead_member_are_settled_when_it_is_retired(
     array.repair_all()
     array.welcome_all()
     assert graph.stale_ids(array.parts) == []
+
+
+def test_a_shard_that_the_reindex_did_not_see_is_read_when_it_is_needed_and_rebuilt_from(tmp_path: Path) -> None:
+    """
+    1. 2+3 on five members; three are away while the catalog is made again: their shards are called missing.
+    2. One of them is back; before anything could be repaired, one of the other two dies.
+    3. Two good shards of 2+3 are there: the images can be read, and everything can be rebuilt.
+    """
+    array = SmallArray(tmp_path, 5, Level("raid7"))
+    array.put({"1.1": b"x" * 50_000})
+    away(array, (0, 1, 2))
+    array.lose_catalog()
+    back(array, (0,))
+    array.lose(3)
+    assert array.read("1.1") == b"x" * 50_000
+    for slot in (1, 2, 3):
+        array.replace(slot)
+    array.repair_all()
+    assert array.store.standing().state is ArrayState.HEALTHY
+    array.lose(4)
+    assert array.read("1.1") == b"x" * 50_000
+
+
+def test_the_half_of_a_mirror_that_the_reindex_did_not_see_is_enough(tmp_path: Path) -> None:
+    array = SmallArray(tmp_path, 2)
+    array.put({"1.1": b"x" * 50_000})
+    away(array, (0,))
+    array.lose_catalog()
+    back(array, (0,))
+    array.lose(1)
+    assert array.read("1.1") == b"x" * 50_000
+    array.replace(1)
+    array.repair_all()
+    assert array.store.standing().state is ArrayState.HEALTHY
+    assert array.row("1.1").state == "protected"

@@ -42,7 +42,8 @@ class Dropped:
 class Sender:
     """``inbox``: source → file. ``ever``, ``acknowledged``: (UID, SHA-256) → bytes. ``again``: those that were stored
     once more though a copy was there (not readable, or not protected, at that moment), or may have been there, on
-    members that could not be asked (``doubtful``)."""
+    members that could not be asked (``doubtful``). ``clashes``: UIDs that were stored in such doubt: what is found late
+    takes the next version number."""
 
     array: SmallArray
     inbox: dict[str, Dropped] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class Sender:
     acknowledged: dict[tuple[str, str], bytes] = field(default_factory=dict)
     again: set[tuple[str, str]] = field(default_factory=set)
     tried: set[tuple[str, str]] = field(default_factory=set)
+    clashes: set[str] = field(default_factory=set)
     count: int = 0
     doubtful: Callable[[], bool] = lambda: False
     on_stored: Callable[[UUID], None] = lambda _segment: None
@@ -112,6 +114,8 @@ class Sender:
             if any(row.sha256 == sha256 for row in rows) or (file.key in self.tried and self.doubtful()):
                 self.again.add(file.key)
             self.tried.add(file.key)
+            if self.doubtful():
+                self.clashes.add(uid)
             return met.version
         if isinstance(met, Acknowledge) and self._alive():
             self._take_away([file])
