@@ -110,7 +110,7 @@ def build_array(opened: Opened, offered: Callable[[str, str | None], bool], even
         opened, committer, reader, rebuilder, repairs, adoption, store, replicator, queue.SimpleQueue(), shard_errors
     )
     membership.on_change = lambda member: _member_changed(array, member, event)
-    membership.on_retired = lambda: array.arrived.put(None)
+    membership.on_retired = rebuilder.on_forgotten = lambda: array.arrived.put(None)
     replicator.on_branch = lambda member: _distrust(array, member)
     return array
 
@@ -193,7 +193,7 @@ def welcome_once(array: Array) -> None:
         member = array.arrived.get(timeout=1.0)
     except queue.Empty:
         return
-    if member is None:  # one was retired: nothing waits for it any more
+    if member is None:  # one was retired: nothing waits for it any more; or a lost segment was forgotten
         array.adoption.settle(stale_ids(array))
         return
     opened = array.opened

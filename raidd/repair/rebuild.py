@@ -68,6 +68,7 @@ class Rebuilder:
         self._membership = membership
         self._reader = reader
         self._now, self._on_event = now, on_event
+        self.on_forgotten: Callable[[], None] = lambda: None
         self._busy: set[UUID] = set()
         self._free = threading.Condition()
 
@@ -112,6 +113,7 @@ class Rebuilder:
             return False
         self._catalog.keep_reserved([row.segment])
         self._catalog.forget([row.segment], self._now(), "lost; its images are protected elsewhere")
+        self.on_forgotten()
         return True
 
     def _is_elsewhere(self, segment: UUID, uid: str, sha256: str | None, away: frozenset[UUID]) -> bool:

@@ -39,3 +39,23 @@ def test_a_lost_attempt_at_a_large_image_is_forgotten_once_the_image_is_protecte
     assert array.store.standing().state is ArrayState.HEALTHY
     assert array.catalog.check() == []
     assert array.read("1.9") == LARGE
+
+
+def test_what_is_left_of_a_forgotten_segment_is_taken_away(tmp_path: Path) -> None:
+    array = SmallArray(tmp_path, members=2)
+    sender = Sender(array)
+    array.lose(1)
+    source = sender.drop("1.1", b"x" * 5000)
+    sender.send([source])
+    disk = next(disk for disk in array.memory if disk.uuid == array.uuid(0))
+    lone = next(path for path in disk.files() if path.startswith("segments/"))
+    disk.put(lone, disk.files()[lone][:1000])
+    array.lost.clear()
+    array.probe()
+    sender.send([source])
+    assert source not in sender.inbox
+    array.skipped_s += 31.0
+    array.repair_all()
+    array.welcome_all()
+    assert lone not in disk.files()
+    assert array.store.standing().state is ArrayState.HEALTHY
