@@ -7,6 +7,7 @@ of the pixels is random, the rest black, as an ultrasound's are.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from random import Random
 
@@ -76,6 +77,7 @@ def test_an_image_of_a_gibibyte_goes_through_in_bounded_memory(tmp_path: Path) -
         peak_mib = raidd.peak_rss_mib()
         print(f"peak resident set: {peak_mib:.0f} MiB")
         assert peak_mib < RESIDENT_LIMIT_MIB
+    shutil.rmtree(tmp_path)  # pytest would keep these gibibytes for three runs
 
 
 def streamed(raidd: RealDaemon) -> str:
