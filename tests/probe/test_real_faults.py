@@ -8,6 +8,7 @@ kernel does in each case was tried before (faults.md); each docstring numbers it
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -79,13 +80,22 @@ class Ward:
 @contextmanager
 def ward(home: Path, *, prepare: Callable[[Sequence[LoopDisk]], object] = lambda _disks: None) -> Iterator[Ward]:
     """Six disks, XFS and ext4 by turns, and a daemon."""
+    homes: set[Path] = set()
     with ExitStack() as stack:
+        # Last of all: a disk that changed places is still mounted in the other's home when that one is taken down.
+        stack.callback(_remove, homes)
         xfs = stack.enter_context(loop_disks(3, "xfs", SIZE_MIB["xfs"]))
         ext4 = stack.enter_context(loop_disks(3, "ext4", SIZE_MIB["ext4"]))
         disks = [disk for pair in zip(xfs, ext4, strict=True) for disk in pair]
+        homes |= {disk.folder.parent for disk in disks}
         prepare(disks)
         raidd = stack.enter_context(real_daemon(home / "home", [disk.folder for disk in disks]))
         yield Ward(raidd, disks)
+
+
+def _remove(folders: set[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def umount(raidd: RealDaemon, disk: LoopDisk) -> None:
