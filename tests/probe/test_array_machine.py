@@ -42,7 +42,7 @@ from tests.support.arrays import SmallArray
 from tests.support.faulty_disk import FaultyDisk, SimulatedCrash
 from tests.support.memory_disk import MemoryDisk
 from tests.support.sender import Sender
-from tests.support.settled import faults, versions
+from tests.support.settled import durable_shards, faults, versions
 from tests.support.turns import Turns, simulated
 
 DEADLINE_S = 30.0
@@ -490,10 +490,13 @@ class ArrayMachine(RuleBasedStateMachine):
         up = self.width - len(self._away())
         return len(self.hurt) <= max(1, min(self.parity, up - 1))
 
-    def _stored(self, segment: UUID) -> None:
+    def _stored(self, segment: UUID, protected: bool) -> None:
         row = self.array.catalog.segment(segment)
-        if row is not None:
-            self.tolerance = min(self.tolerance, row.placement.geometry.m)
+        assert row is not None
+        geometry = row.placement.geometry
+        self.tolerance = min(self.tolerance, geometry.m)
+        if protected:
+            assert durable_shards(self.array, segment) > geometry.k, "acknowledged, and not protected"
 
     # -- mending ------------------------------------------------------------------------------------------
 

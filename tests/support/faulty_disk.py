@@ -130,6 +130,10 @@ class FaultyDisk(MemberDisk):
         """Success without doing anything (file.sync, sync_folder, sync_all, unlink)."""
         self._add(Rule(operation, path, call, "lie"))
 
+    def lies(self) -> bool:
+        """Whether it says that things are done which it does not do."""
+        return _has(self._rules, "lie")
+
     def crash(self, step: int) -> None:
         """Die instead of the step-th call counted from now."""
         with self._lock:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from raidd.array.commit import Receipt
 from raidd.array.store import Draft
 from raidd.codec.manifest import ManifestImage
 from raidd.daemon import opening
@@ -54,7 +55,7 @@ class Sender:
     clashes: set[str] = field(default_factory=set)
     count: int = 0
     doubtful: Callable[[], bool] = lambda: False
-    on_stored: Callable[[UUID], None] = lambda _segment: None
+    on_stored: Callable[[UUID, bool], None] = lambda _segment, _protected: None
 
     def drop(self, uid: str, data: bytes, part_size: int = 0) -> str:
         """A file appears in the inbox; returns its source."""
@@ -102,7 +103,7 @@ class Sender:
                 used += len(file.data)
         if entries:
             receipt = self.array.store.commit(draft, used, entries)
-            self._stored(receipt.segment, receipt.protected, taken)
+            self._stored(receipt, taken)
 
     def _meet(self, file: Dropped) -> int | None:
         """The version to store it as; None if that is not wanted (now)."""
@@ -121,10 +122,11 @@ class Sender:
             self._take_away([file])
         return None
 
-    def _stored(self, segment: UUID, protected: bool, files: Iterable[Dropped]) -> None:
+    def _stored(self, receipt: Receipt, files: Iterable[Dropped]) -> None:
+        """What a receipt allows; ``files``: those that are whole with it."""
         if self._alive():
-            self.on_stored(segment)
-            if protected:
+            self.on_stored(receipt.segment, receipt.protected)
+            if receipt.protected:
                 self._take_away(files)
 
     def _alive(self) -> bool:
@@ -164,7 +166,7 @@ class Sender:
                 draft.discard()
             segments.append(receipt.segment)
             protected = protected and receipt.protected
-            self._stored(receipt.segment, protected and last, [file])
+            self._stored(receipt, [file] if protected and last else [])
 
 
 def _part(file: Dropped, image: UUID, version: int, start: int, last: bool) -> ManifestImage:

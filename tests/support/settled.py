@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from uuid import UUID
 
-from raidd.array.member_disk import MemberDisk
+from raidd.array.member_disk import FileNotThere, MemberDisk
 from raidd.array.roster import ArrayState, MemberState
 from raidd.array.survey import Verdict, inspect
 from raidd.codec.shard import parse_shard_path
@@ -86,3 +86,22 @@ def _images(array: SmallArray, sender: Sender) -> Iterator[str]:
 def versions(array: SmallArray) -> dict[tuple[str, str], int]:
     """(UID, SHA-256) → version, of all that is listed."""
     return {(row.sop_instance_uid, row.sha256): row.version for row in array.catalog.all_images()}
+
+
+def durable_shards(array: SmallArray, segment: UUID) -> int:
+    """Members that have a whole shard of the segment where a power cut cannot take it away. A disk that lies about
+    what is durable is believed: raidd cannot know better."""
+    row = array.catalog.segment(segment)
+    assert row is not None
+    return sum(_is_durable(array, segment, index, member) for index, member in enumerate(row.placement.members))
+
+
+def _is_durable(array: SmallArray, segment: UUID, index: int, member: UUID) -> bool:
+    faulty = array.disks[member]
+    disk = faulty.inner.copy()  # type: ignore[attr-defined]
+    if not faulty.lies():
+        disk.power_cut()
+    try:
+        return inspect(disk, segment, index, whole=True).verdict is Verdict.GOOD
+    except FileNotThere:
+        return False
